@@ -1,0 +1,208 @@
+"""Score a JSONL file row by row into another one: same order, resumable, errors as rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from csrm_guard.decision import strongest
+from csrm_guard.errors import CsrmGuardError, RowError
+from csrm_guard.guard import Guard
+from csrm_guard.model import RewardModel
+from csrm_guard.policy import Policy
+from csrm_guard.rows import Row, parse_row, views
+from csrm_guard.verdict import RuleResult, Verdict
+
+__all__ = ["BulkReport", "count_lines", "score_file", "score_row", "worst"]
+
+_GUARDS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BulkReport:
+    """What a bulk run did: rows scored now, rows found done, rows that are errors now."""
+
+    scored: int
+    resumed: int
+    errors: int
+
+
+def score_file(
+    source: Path,
+    target: Path,
+    model: RewardModel,
+    *,
+    policy: Policy | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> BulkReport:
+    """Score every row of `source` into `target`, one row per row in the same order.
+
+    A `target` that is there is taken for an interrupted run: its whole lines are kept, if their
+    ids are those of `source`, and the rest is scored.
+
+    Args:
+        source: .jsonl or .jsonl.gz in the format of `csrm_guard.rows`.
+        target: .jsonl; appended to.
+        model: what scores.
+        policy: judges the rows that bring no policy of their own.
+        progress: called with how many rows were finished since the last call.
+
+    Raises:
+        RowError: `source` cannot be read, or `target` belongs to another file.
+    """
+    done = _keep_whole_lines(source, target)
+    progress(done)
+    guards = _Guards(model, policy)
+    scored = errors = 0
+    with target.open("a", encoding="utf-8") as out:
+        lines = islice(_lines(source), done, None)
+        for number, line in lines:
+            result = _score_line(number, line, guards, source)
+            # One write a row: an interruption leaves whole lines, or one torn line at the end.
+            out.write(json.dumps(result, ensure_ascii=False) + "\n")
+            errors += "error" in result
+            scored += 1
+            progress(1)
+    return BulkReport(scored, done, errors)
+
+
+def count_lines(source: Path) -> int:
+    """Return how many rows a file has, for a progress bar."""
+    return sum(1 for _ in _lines(source))
+
+
+def score_row(guard: Guard, row: Row) -> Verdict:
+    """Return the verdict on a row; over several assistant turns, the worst of each rule."""
+    verdicts = guard.score(views(row.messages, row.scope), row.stage)
+    return worst(verdicts)
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return one verdict for several turns: each rule at its highest q, the strongest action."""
+    lowest = min(verdicts, key=lambda v: v.p_safe)
+    if len(verdicts) == 1:
+        return lowest
+    best: dict[str, RuleResult] = {}
+    for verdict in verdicts:
+        for rule in verdict.rules:
+            if rule.id not in best or rule.q > best[rule.id].q:
+                best[rule.id] = rule
+    action = strongest([v.action for v in verdicts if v.action])
+    coverage = replace(
+        lowest.coverage,
+        windows=sum(v.coverage.windows for v in verdicts),
+        judged_tokens=sum(v.coverage.judged_tokens for v in verdicts),
+    )
+    return replace(
+        lowest,
+        allowed=all(v.allowed for v in verdicts),
+        action=action,
+        rules=tuple(sorted(best.values(), key=lambda r: -r.q)),
+        degraded=any(v.degraded for v in verdicts),
+        error=next((v.error for v in verdicts if v.error), None),
+        coverage=coverage,
+    )
+
+
+class _Guards:
+    """Guards by policy hash, the least recently used dropped first."""
+
+    def __init__(self, model: RewardModel, default: Policy | None) -> None:
+        self._model = model
+        self._default = Guard(default, model) if default else None
+        self._guards: OrderedDict[str, Guard] = OrderedDict()
+
+    def of(self, row: Row, where: str) -> Guard:
+        if row.policy is None:
+            if self._default is None:
+                raise RowError(f"{where}: the row has no policy; give it one, or pass --policy")
+            return self._default
+        key = row.policy.hash
+        if key not in self._guards:
+            self._guards[key] = Guard(row.policy, self._model)
+            if len(self._guards) > _GUARDS:
+                self._guards.popitem(last=False)
+        self._guards.move_to_end(key)
+        return self._guards[key]
+
+
+def _score_line(number: int, line: str, guards: _Guards, source: Path) -> dict[str, Any]:
+    where = f"{source}:{number}"
+    try:
+        row = parse_row(_object(line, where), where)
+        return _result(guards.of(row, where), row)
+    except CsrmGuardError as exc:
+        return {"id": _row_id(line, where), "error": f"{type(exc).__name__}: {exc}"}
+
+
+def _result(guard: Guard, row: Row) -> dict[str, Any]:
+    verdict = score_row(guard, row)
+    if verdict.degraded:
+        return {"id": row.id, "error": verdict.error, "allowed": verdict.allowed}
+    return {
+        "id": row.id,
+        "p_safe": verdict.p_safe,
+        "reward": verdict.reward,
+        "allowed": verdict.allowed,
+        "rules": {rule.id: rule.q for rule in verdict.rules},
+        "windows": verdict.coverage.windows,
+        "model": verdict.model,
+        "policy_hash": verdict.policy_hash,
+    }
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as exc:
+        raise RowError(f"{where}: not a whole line of JSON ({exc}); is the file cut short?") from exc
+    if not isinstance(found, dict):
+        raise RowError(f"{where}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def _row_id(line: str, where: str) -> str:
+    """Return the id that the result of a line carries: its own, or else its place."""
+    try:
+        return str(_object(line, where).get("id", where))
+    except RowError:
+        return where
+
+
+def _lines(source: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number, line) of the lines that are not blank."""
+    opener = gzip.open if source.suffix == ".gz" else open
+    number = 0
+    try:
+        with opener(source, "rt", encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield number, line
+    except UnicodeDecodeError as exc:
+        raise RowError(f"{source}:{number + 1}: not UTF-8; save the file as UTF-8") from exc
+    except (OSError, EOFError) as exc:
+        raise RowError(f"{source}: cannot be read whole: {exc}") from exc
+
+
+def _keep_whole_lines(source: Path, target: Path) -> int:
+    """Cut a torn last line off `target` and return how many rows it has of `source`."""
+    if not target.is_file():
+        return 0
+    with target.open("rb+") as stream:
+        kept = 0
+        count = 0
+        for (number, line), done in zip(_lines(source), stream, strict=False):
+            if not done.endswith(b"\n"):
+                break
+            if json.loads(done).get("id") != _row_id(line, f"{source}:{number}"):
+                raise RowError(f"{target}: row {count + 1} is not of {source}; give another output file")
+            kept += len(done)
+            count += 1
+        stream.truncate(kept)
+    return count

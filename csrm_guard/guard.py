@@ -1,0 +1,174 @@
+"""The guard: judge messages against a policy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from csrm_guard.decision import decide, refuse
+from csrm_guard.errors import Blocked, MessageError
+from csrm_guard.messages import Message, MessagesLike, Stage, parse_messages, stages_of
+from csrm_guard.model import Reading, RewardModel, ScoringRequest
+from csrm_guard.policy import Policy, Rule
+from csrm_guard.verdict import Timings, Verdict
+
+__all__ = ["MAX_MESSAGE_CHARS", "Guard"]
+
+logger = logging.getLogger(__name__)
+
+# About 50,000 tokens: beyond this a judgement takes minutes, which no caller expects.
+MAX_MESSAGE_CHARS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A parsed conversation with the rules that apply to it."""
+
+    messages: tuple[Message, ...]
+    stages: tuple[Stage, ...]
+    rules: tuple[Rule, ...]
+    permits: tuple[Rule, ...]
+
+
+class Guard:
+    """Judge messages against one policy. Safe to share between threads.
+
+    Args:
+        policy: a policy, the name of a built-in one, or a policy file.
+        model: what scores; None: the model that ships with the package.
+        max_chars: the longest single message that is judged.
+
+    Raises:
+        PolicyError: the policy is wrong.
+        ArtifactError, RuntimeMissing: the shipped model cannot be loaded.
+        ScoringError: a rule asks for a false-positive rate that the model cannot answer.
+    """
+
+    def __init__(
+        self, policy: Policy | str | Path, model: RewardModel | None = None, *, max_chars: int = MAX_MESSAGE_CHARS
+    ) -> None:
+        self.policy = policy if isinstance(policy, Policy) else Policy.load(policy)
+        self.model = model if model is not None else _default_model()
+        self._max_chars = max_chars
+        self._thresholds = {rule.id: self._threshold(rule) for rule in self.policy.rules}
+        self._applicable: dict[tuple[Stage, ...], tuple[tuple[Rule, ...], tuple[Rule, ...]]] = {}
+
+    def check(self, messages: MessagesLike, stage: Stage | None = None) -> Verdict:
+        """Return the verdict on the last message; the ones before it are context.
+
+        Args:
+            messages: a string, a message, an OpenAI-style dict, or a list of these.
+            stage: what the judged message is; None: told from its role.
+
+        Raises:
+            MessageError: nothing to judge, an unknown role, or a message over the limit.
+        """
+        return self.score([messages], stage)[0]
+
+    async def acheck(self, messages: MessagesLike, stage: Stage | None = None) -> Verdict:
+        """Return what `check` returns without blocking the event loop."""
+        return await asyncio.to_thread(self.check, messages, stage)
+
+    def require(self, messages: MessagesLike, stage: Stage | None = None) -> Verdict:
+        """Return the verdict if the message is allowed.
+
+        Raises:
+            Blocked: it is not; the exception carries the verdict.
+            MessageError: as in `check`.
+        """
+        verdict = self.check(messages, stage)
+        if not verdict.allowed:
+            raise Blocked(verdict)
+        return verdict
+
+    def score(self, items: Sequence[MessagesLike], stage: Stage | None = None) -> list[Verdict]:
+        """Return one verdict per conversation, in order, scored together.
+
+        Raises:
+            MessageError: one of them cannot be judged; none is scored then.
+        """
+        questions = [self._question(item, stage) for item in items]
+        asked = [q for q in questions if q.rules]
+        try:
+            requests = [ScoringRequest(q.messages, q.rules, q.permits) for q in asked]
+            readings = iter(self._readings(requests))
+        except Exception as exc:
+            # The fail-closed edge: whatever went wrong inside a model, the policy's on_error
+            # decides, and nothing passes unscored by accident.
+            logger.exception("scoring failed; the rules' on_error decides")
+            error = f"{type(exc).__name__}: {exc}"
+            return [self._unscored(q, error) if q.rules else self._free(q) for q in questions]
+        return [self._decide(q, next(readings)) if q.rules else self._free(q) for q in questions]
+
+    def _readings(self, requests: Sequence[ScoringRequest]) -> list[Reading]:
+        if not requests:
+            return []
+        readings = self.model.score(requests)
+        for request, reading in zip(requests, readings, strict=True):
+            shape = (len(reading.spans), len(request.rules))
+            # NaN compares false with every threshold and would pass as safe.
+            if reading.q.shape != shape or not shape[0] or not ((reading.q >= 0) & (reading.q <= 1)).all():
+                raise ValueError(f"model {self.model.id} answered q of shape {reading.q.shape}, or outside [0, 1]")
+        return readings
+
+    def _decide(self, question: _Question, reading: Reading) -> Verdict:
+        began = time.perf_counter()
+        verdict = decide(
+            self.policy,
+            question.rules,
+            reading,
+            thresholds=self._thresholds,
+            stages=question.stages,
+            model=self.model.id,
+            unread=question.messages[-1].unread,
+        )
+        took = Timings(reading.tokenise, reading.run, time.perf_counter() - began)
+        return replace(verdict, timings=took)
+
+    def _free(self, question: _Question) -> Verdict:
+        """Return the verdict on a message that no rule judges at its stage: nothing is scored."""
+        import numpy as np
+
+        return self._decide(question, Reading(np.zeros((0, 0)), ()))
+
+    def _unscored(self, question: _Question, error: str) -> Verdict:
+        return refuse(
+            self.policy,
+            question.rules,
+            error,
+            thresholds=self._thresholds,
+            stages=question.stages,
+            model=self.model.id,
+        )
+
+    def _question(self, item: MessagesLike, stage: Stage | None) -> _Question:
+        messages = parse_messages(item, stage)
+        for i, message in enumerate(messages):
+            size = len(message.content) + sum(len(call.arguments) for call in message.tool_calls)
+            if size > self._max_chars:
+                raise MessageError(
+                    f"messages[{i}]: {size} characters; a guard judges at most {self._max_chars} a message: "
+                    "split it, or raise Guard(max_chars=...)"
+                )
+        stages = stages_of(messages[-1], stage)
+        if stages not in self._applicable:
+            rules = self.policy.rules_at(stages)
+            norms = tuple(r for r in rules if r.stance != "permit")
+            self._applicable[stages] = norms, tuple(r for r in rules if r.stance == "permit")
+        return _Question(messages, stages, *self._applicable[stages])
+
+    def _threshold(self, rule: Rule) -> float:
+        if rule.fpr is not None:
+            return self.model.threshold_at(rule.fpr)
+        return rule.threshold if rule.threshold is not None else self.policy.defaults.threshold
+
+
+def _default_model() -> RewardModel:
+    # Imported here: a guard with its own model needs no ONNX Runtime.
+    from csrm_guard.onnx_model import OnnxRewardModel
+
+    return OnnxRewardModel.default()

@@ -1,0 +1,274 @@
+"""Score with ONNX Runtime: tokenise, pack, run, calibrate."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csrm_guard.artifact import DEFAULT_ARTIFACT, Manifest, read_manifest
+from csrm_guard.encoding import ConversationIds, Encoder
+from csrm_guard.errors import ArtifactError, RuntimeMissing, ScoringError
+from csrm_guard.model import Reading, ScoringRequest
+from csrm_guard.packing import Packed, collate, pack, split_rules
+from csrm_guard.template import render_rule
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+__all__ = ["OnnxRewardModel"]
+
+_RULES_CACHED = 4096
+_MISSING = (
+    'ONNX Runtime is not installed: pip install "csrm-guard[cpu]" (or "csrm-guard[gpu]" on a machine with CUDA)'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A chunk of a rule: part of alternative `alternative` of rule `rule`."""
+
+    rule: int
+    alternative: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """A packed sequence and where its logits belong."""
+
+    request: int
+    window: int
+    chunks: tuple[_Chunk, ...]
+    packed: Packed
+
+
+class OnnxRewardModel:
+    """A model directory at work. Safe to share between threads and across forks after use.
+
+    Args:
+        manifest: what the directory holds, already checked.
+        encoder: its tokenizer at work.
+        session: its graph at work.
+        batch_tokens: padded tokens run at once; bounds memory.
+    """
+
+    def __init__(
+        self, manifest: Manifest, encoder: Encoder, session: InferenceSession, *, batch_tokens: int = 4096
+    ) -> None:
+        self.manifest = manifest
+        self._id = manifest.id
+        self._encoder = encoder
+        self._session = session
+        self._batch_tokens = batch_tokens
+        self._rule_ids = lru_cache(maxsize=_RULES_CACHED)(self._encode_rule)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        batch_tokens: int = 4096,
+    ) -> OnnxRewardModel:
+        """Load a model directory that csrm-export wrote.
+
+        Args:
+            folder: the directory.
+            threads: threads of one run; None: one per core.
+            providers: execution providers, the first that works is used; None: the CPU.
+            batch_tokens: padded tokens run at once.
+
+        Raises:
+            ArtifactError: the directory is incomplete, altered or of another version.
+            RuntimeMissing: ONNX Runtime is not installed.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        encoder = _load_encoder(folder, manifest)
+        session = _load_session(folder / manifest.graph, threads, providers)
+        return cls(manifest, encoder, session, batch_tokens=batch_tokens)
+
+    @classmethod
+    def default(cls) -> OnnxRewardModel:
+        """Return the model that ships with the package, loaded once per process.
+
+        Raises:
+            ArtifactError: it is not there or was altered.
+            RuntimeMissing: ONNX Runtime is not installed.
+        """
+        with _DEFAULT_LOCK:
+            return _shared_default(os.getpid())
+
+    @property
+    def id(self) -> str:
+        """Name and content hash of the model."""
+        return self._id
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers in use."""
+        found: list[str] = self._session.get_providers()
+        return found
+
+    def threshold_at(self, fpr: float) -> float:
+        """Return the q that a share `fpr` of held-out harmless rows reaches.
+
+        Raises:
+            ScoringError: the rate is outside the stored ones.
+        """
+        try:
+            return self.manifest.calibration.threshold_at(fpr)
+        except ValueError as exc:
+            raise ScoringError(f"model {self.id}: {exc}; give the rule a `threshold` instead") from exc
+
+    def score(self, requests: Sequence[ScoringRequest]) -> list[Reading]:
+        """Return one reading per request, in order; requests share batches.
+
+        Raises:
+            ScoringError: ONNX Runtime failed.
+        """
+        began = time.perf_counter()
+        conversations = [self._encoder.conversation(request.messages) for request in requests]
+        sequences = [
+            sequence
+            for index, request in enumerate(requests)
+            for sequence in self._sequences(index, request, conversations[index])
+        ]
+        encoded = time.perf_counter()
+        logits = self._run(sequences)
+        done = time.perf_counter()
+        share = max(len(requests), 1)
+        return [
+            Reading(
+                q=self._calibrate(self._gather(index, request, conversation, sequences, logits)),
+                spans=tuple((w.start, w.end) for w in conversation.windows),
+                judged_tokens=conversation.judged_tokens,
+                context_tokens=conversation.context_tokens,
+                context_read=conversation.context_read,
+                tokenise=(encoded - began) / share,
+                run=(done - encoded) / share,
+            )
+            for index, (request, conversation) in enumerate(zip(requests, conversations, strict=True))
+        ]
+
+    def _encode_rule(self, text: str, permits: tuple[str, ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        return tuple(tuple(chunks) for chunks in self._encoder.rule(text, permits))
+
+    def _sequences(
+        self, index: int, request: ScoringRequest, conversation: ConversationIds
+    ) -> list[_Sequence]:
+        permits = tuple(rule.text for rule in request.permits)
+        chunks = [
+            _Chunk(r, a, ids)
+            for r, rule in enumerate(request.rules)
+            for a, alternative in enumerate(self._rule_ids(render_rule(rule), permits))
+            for ids in alternative
+        ]
+        found = []
+        for w, window in enumerate(conversation.windows):
+            room = self._encoder.limits.sequence - len(window.context) - len(window.judged)
+            for start, stop in split_rules([chunk.ids for chunk in chunks], room=room):
+                part = tuple(chunks[start:stop])
+                found.append(_Sequence(index, w, part, pack(window, [c.ids for c in part])))
+        return found
+
+    def _run(self, sequences: Sequence[_Sequence]) -> list[NDArray[np.float32]]:
+        """Return the logits of each sequence's rules, batching sequences of like length."""
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].packed.ids))
+        logits: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(sequences)
+        for part in self._parts(order, sequences):
+            batch = collate([sequences[i].packed for i in part])
+            feed = {"ids": batch.ids, "blocks": batch.blocks, "positions": batch.positions, "heads": batch.heads}
+            try:
+                out = self._session.run(["logits"], feed)[0]  # (B, R)
+            except Exception as exc:
+                # ONNX Runtime raises its own unexported types; a caller gets one named error.
+                raise ScoringError(f"model {self.id} failed to run: {exc}") from exc
+            for row, i in zip(out, part, strict=True):
+                logits[i] = row[: len(sequences[i].chunks)]
+        return logits
+
+    def _parts(self, order: Sequence[int], sequences: Sequence[_Sequence]) -> list[list[int]]:
+        parts: list[list[int]] = []
+        for i in order:
+            length = len(sequences[i].packed.ids)
+            if parts and length * (len(parts[-1]) + 1) <= self._batch_tokens:
+                parts[-1].append(i)
+            else:
+                parts.append([i])
+        return parts
+
+    def _gather(
+        self,
+        index: int,
+        request: ScoringRequest,
+        conversation: ConversationIds,
+        sequences: Sequence[_Sequence],
+        logits: Sequence[NDArray[np.float32]],
+    ) -> NDArray[np.float64]:
+        """Return raw logits (W, R): largest over a rule's chunks, smallest over alternatives."""
+        mine = [(s, z) for s, z in zip(sequences, logits, strict=True) if s.request == index]
+        alternatives = 1 + max((c.alternative for s, _ in mine for c in s.chunks), default=0)
+        table = np.full((len(conversation.windows), len(request.rules), alternatives), -np.inf)
+        for sequence, values in mine:
+            for chunk, value in zip(sequence.chunks, values, strict=True):
+                place = sequence.window, chunk.rule, chunk.alternative
+                table[place] = max(table[place], float(value))
+        found: NDArray[np.float64] = table.min(axis=2)
+        return found
+
+    def _calibrate(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        c = self.manifest.calibration
+        found: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-(c.slope * logits + c.intercept)))
+        return found
+
+
+_DEFAULT_LOCK = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _shared_default(process: int) -> OnnxRewardModel:
+    # Keyed by process: a session's threads do not survive a fork, so a child loads its own.
+    return OnnxRewardModel.load(DEFAULT_ARTIFACT)
+
+
+def _load_encoder(folder: Path, manifest: Manifest) -> Encoder:
+    from tokenizers import Tokenizer
+
+    path = folder / manifest.tokenizer
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        return Encoder(tokenizer, cls=manifest.cls, sep=manifest.sep, limits=manifest.limits)
+    except Exception as exc:
+        # tokenizers raises bare Exception on a file that it cannot read.
+        raise ArtifactError(f"{path}: not a usable tokenizer ({exc}); export the model again") from exc
+
+
+def _load_session(graph: Path, threads: int | None, providers: Sequence[str] | None) -> InferenceSession:
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise RuntimeMissing(_MISSING) from exc
+    available = onnxruntime.get_available_providers()
+    wanted = list(providers or ["CPUExecutionProvider"])
+    unknown = [p for p in wanted if p not in available]
+    if unknown:
+        raise RuntimeMissing(f"no execution provider {', '.join(unknown)} here; there are {', '.join(available)}")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # warnings about graph optimization are not the user's concern
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=wanted)
+    except Exception as exc:
+        raise ArtifactError(f"{graph}: ONNX Runtime cannot load it ({exc}); export the model again") from exc

@@ -1,0 +1,57 @@
+"""Turn a checkpoint into a model directory: csrm-export CHECKPOINT OUT."""
+
+from __future__ import annotations
+
+import json
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from csrm_guard_export.build import build
+from csrm_guard_export.parity import ParityError
+from csrm_guard_train.checkpoint import CheckpointError
+
+app = typer.Typer(add_completion=False)
+
+
+class Precision(str, Enum):
+    """Of the weights."""
+
+    int8 = "int8"
+    fp32 = "fp32"
+
+
+@app.command()
+def run(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT")],
+    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    name: Annotated[str, typer.Option(help="What the model is called.")] = "csrm-default",
+    precision: Annotated[Precision, typer.Option(help="Of the weights.")] = Precision.int8,
+) -> None:
+    """Export, prove parity, calibrate; print what was measured."""
+    began = time.monotonic()
+    try:
+        manifest = build(
+            checkpoint,
+            out,
+            name=name,
+            precision="int8" if precision is Precision.int8 else "fp32",
+            say=lambda line: typer.echo(line, err=True),
+        )
+    except (CheckpointError, ParityError) as exc:
+        typer.echo(f"error: {exc}", err=True)
+        raise typer.Exit(2) from exc
+    typer.echo(json.dumps({"id": manifest.id, "parity": manifest.parity, "calibration": manifest.card["calibration"]}, indent=2))
+    typer.echo(f"{out}: {time.monotonic() - began:.0f} s", err=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Build a model directory from a checkpoint: graph, int8, parity, calibration, manifest."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csrm_guard.artifact import Calibration, Manifest, digest, write_manifest
+from csrm_guard.model import ScoringRequest
+from csrm_guard.onnx_model import OnnxRewardModel
+from csrm_guard.rows import Row, parse_row, views
+from csrm_guard.template import TEMPLATE_VERSION
+from csrm_guard_export.calibrate import fit_calibration, report, split_benign
+from csrm_guard_export.onnx import OPSET, export_onnx
+from csrm_guard_export.parity import compare_int8, golden_batches, require_fp32
+from csrm_guard_export.quantize import quantize
+from csrm_guard_train.checkpoint import Trained, load_checkpoint
+
+__all__ = ["build"]
+
+Precision = Literal["int8", "fp32"]
+Floats = NDArray[np.float64]
+_RAW = Calibration(method="temperature")
+
+
+def build(
+    checkpoint: Path,
+    out: Path,
+    *,
+    name: str = "csrm-default",
+    precision: Precision = "int8",
+    say: Callable[[str], None] = lambda line: None,
+) -> Manifest:
+    """Write a model directory and return its manifest; `out` appears only when all of it is good.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete.
+        ParityError: the fp32 graph does not score as the checkpoint does.
+    """
+    trained = load_checkpoint(checkpoint, attention="eager")
+    rows = [parse_row(row, f"{checkpoint}/held_out.jsonl") for row in trained.held_out]
+    y = np.array([bool(row.label) for row in rows], np.float64)
+    with tempfile.TemporaryDirectory(dir=_parent(out)) as tmp:
+        fp32, folder = Path(tmp) / "fp32", Path(tmp) / "out"
+        say("tracing the graph")
+        exact_graph = _lay_out(trained, fp32, name, "fp32")
+        difference = require_fp32(trained.model, exact_graph, golden_batches(rows[:24], trained.encoder))
+        say(f"fp32 graph agrees with torch within {difference:.1e}")
+        parity: dict[str, Any] = {"fp32_max_abs_logit_difference": difference}
+        exact = _logits(fp32, rows)
+        logits = exact
+        if precision == "int8":
+            folder.mkdir()
+            say("quantizing")
+            quantize(exact_graph, folder / "model.onnx")
+            shutil.copy(fp32 / "tokenizer.json", folder)
+            _write(folder, trained, name, precision, _RAW, {}, {})
+            logits = _logits(folder, rows)
+            parity["int8"] = compare_int8(exact, logits, y)
+        else:
+            shutil.copytree(fp32, folder)
+        say("calibrating on held-out deployments")
+        top = np.array([z.max() for z in logits])
+        calibration = fit_calibration(top, y, _benign(rows, logits))
+        card = {**trained.card, "calibration": report(top, y, calibration)}
+        manifest = _write(folder, trained, name, precision, calibration, parity, card)
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(folder, out)
+    return manifest
+
+
+def _parent(out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.parent
+
+
+def _lay_out(trained: Trained, folder: Path, name: str, precision: Precision) -> Path:
+    folder.mkdir()
+    export_onnx(trained.model, folder / "model.onnx", trained.recipe.limits)
+    trained.tokenizer.save(str(folder / "tokenizer.json"))
+    _write(folder, trained, name, precision, _RAW, {}, {})
+    return folder / "model.onnx"
+
+
+def _write(
+    folder: Path,
+    trained: Trained,
+    name: str,
+    precision: Precision,
+    calibration: Calibration,
+    parity: dict[str, Any],
+    card: dict[str, Any],
+) -> Manifest:
+    files = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"}
+    manifest = Manifest(
+        name=name,
+        template=TEMPLATE_VERSION,
+        files=files,
+        precision=precision,
+        opset=OPSET,
+        limits=trained.recipe.limits,
+        calibration=calibration,
+        parity=parity,
+        card=card,
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _logits(folder: Path, rows: Sequence[Row]) -> list[Floats]:
+    """Return each row's rule logits from a directory whose calibration is the identity."""
+    model = OnnxRewardModel.load(folder)
+    found = []
+    for row in rows:
+        assert row.policy is not None, row.id
+        requests = [ScoringRequest(view, row.policy.rules) for view in views(row.messages, row.scope)]
+        q = np.concatenate([reading.q for reading in model.score(requests)]).max(axis=0)
+        found.append(np.log(q) - np.log1p(-q))
+    return found
+
+
+def _benign(rows: Sequence[Row], logits: Sequence[Floats]) -> Floats:
+    labelled = []
+    for row, z in zip(rows, logits, strict=True):
+        assert row.policy is not None, row.id
+        ids = tuple(rule.id for rule in row.policy.rules)
+        labelled.append((z, ids, frozenset(row.violated or ())))
+    return split_benign(labelled)

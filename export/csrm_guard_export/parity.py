@@ -1,0 +1,82 @@
+"""Measure how far the graphs are from the torch model on golden inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from csrm_guard.encoding import Encoder
+from csrm_guard.packing import Batch, collate, pack
+from csrm_guard.rows import Row, views
+from csrm_guard.template import render_rule
+from csrm_guard_export.onnx import INPUTS
+from csrm_guard_train.metrics import auroc
+from csrm_guard_train.model import RuleReader
+
+__all__ = ["FP32_TOLERANCE", "ParityError", "compare_int8", "golden_batches", "require_fp32"]
+
+FP32_TOLERANCE = 1e-4
+
+
+class ParityError(Exception):
+    """A graph does not score as its checkpoint does; nothing is shipped."""
+
+
+def golden_batches(rows: Sequence[Row], encoder: Encoder, *, size: int = 4) -> list[Batch]:
+    """Return padded batches of unlike lengths made from rows with their policies."""
+    packed = []
+    for row in rows:
+        assert row.policy is not None, row.id
+        view = views(row.messages, row.scope)[-1]
+        window = encoder.conversation(view).windows[0]
+        packed.append(pack(window, [encoder.rule(render_rule(rule))[0][0] for rule in row.policy.rules]))
+    return [collate(packed[i : i + size]) for i in range(0, len(packed), size)]
+
+
+def require_fp32(model: RuleReader, graph: Path, batches: Sequence[Batch]) -> float:
+    """Return the largest logit difference between torch and the fp32 graph.
+
+    Raises:
+        ParityError: it exceeds `FP32_TOLERANCE`.
+    """
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for batch in batches:
+        theirs = session.run(["logits"], {name: getattr(batch, name) for name in INPUTS})[0]
+        with torch.no_grad():
+            ours = model(*(torch.from_numpy(getattr(batch, name)) for name in INPUTS)).numpy()
+        worst = max(worst, float(np.abs(ours - theirs).max()))
+    if worst > FP32_TOLERANCE:
+        raise ParityError(f"{graph}: logits differ by {worst:.2e} from torch, over {FP32_TOLERANCE:.0e}")
+    return worst
+
+
+def compare_int8(
+    exact: Sequence[NDArray[np.float64]], int8: Sequence[NDArray[np.float64]], y: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Return how int8 differs: logits, verdicts at a common boundary, AUROC.
+
+    Args:
+        exact: fp32 logits of each row's rules.
+        int8: the same from the int8 graph.
+        y: 1 unsafe, 0 safe, per row.
+    """
+    a, b = np.concatenate(list(exact)), np.concatenate(list(int8))
+    top_a, top_b = np.array([z.max() for z in exact]), np.array([z.max() for z in int8])
+    # Each graph is calibrated for itself, so verdicts are compared at each one's own median.
+    agree = (top_a > np.median(top_a)) == (top_b > np.median(top_b))
+    return {
+        "rows": len(y),
+        "mean_abs_logit_difference": round(float(np.abs(a - b).mean()), 4),
+        "max_abs_logit_difference": round(float(np.abs(a - b).max()), 4),
+        "verdict_agreement": round(float(agree.mean()), 4),
+        "auroc_fp32": round(auroc(y, top_a), 4),
+        "auroc_int8": round(auroc(y, top_b), 4),
+        "auroc_drop": round(auroc(y, top_a) - auroc(y, top_b), 4),
+    }

@@ -1,0 +1,101 @@
+"""Train a model: csrm-train RECIPE --backbones DIR [--public DIR] [--out DIR]."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import transformers
+import typer
+
+from csrm_guard.errors import CsrmGuardError
+from csrm_guard_train.augment import Augmenter
+from csrm_guard_train.checkpoint import CheckpointError, Trained, find_backbone, load_checkpoint, start
+from csrm_guard_train.data import read_authored
+from csrm_guard_train.loop import train
+from csrm_guard_train.public import PUBLIC_FILES, read_public
+from csrm_guard_train.recipe import Recipe, RecipeError
+from csrm_guard_train.validation import rows_to_jsonl, validation_rows
+
+app = typer.Typer(add_completion=False)
+_DATA = Path(__file__).resolve().parents[1] / "data" / "authored"
+
+
+@app.command()
+def run(
+    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE", help="A .toml recipe.")],
+    backbones: Annotated[Path | None, typer.Option(help="Folder of pretrained encoders; the recipe names one.")] = None,
+    data: Annotated[Path, typer.Option(help="Folder of authored sets.")] = _DATA,
+    public: Annotated[Path | None, typer.Option(help="Folder of public sets, optional.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint/, log.jsonl.")] = Path("runs/default"),
+    stop_after: Annotated[float | None, typer.Option(help="Seconds after which to save and stop.")] = None,
+) -> None:
+    """Train by a recipe; run the same command again to resume an interrupted run."""
+    try:
+        recipe = Recipe.from_file(recipe_file)
+        authored = read_authored(data)
+        training, held_out = authored.split(recipe.validation, recipe.seed)
+        groups = read_public(public, authored.ladders, recipe.seed) if public else []
+        trained = _begin(recipe, backbones, out)
+    except (CsrmGuardError, RecipeError, CheckpointError) as exc:
+        typer.echo(f"error: {exc}", err=True)
+        raise typer.Exit(2) from exc
+    rows = validation_rows(held_out, recipe.seed)
+    trained.card.update(_card(recipe, data, public, len(groups)))
+    trained.card["rows"] = {
+        "items": len(training.items),
+        "rungs": len(training.rungs),
+        "transcripts": len(training.transcripts),
+        "held_out_rows": len(rows),
+    }
+    trained.held_out.extend(rows_to_jsonl(rows))
+    report = train(trained, Augmenter(training, recipe.mixture, groups), rows, out, stop_after=stop_after)
+    typer.echo(f"{report.step} steps, {report.tokens} tokens, {report.seconds:.0f} s -> {out / 'checkpoint'}")
+
+
+def _begin(recipe: Recipe, backbones: Path | None, out: Path) -> Trained:
+    """Return the run's saved state, or a fresh model on the recipe's backbone."""
+    checkpoint = out / "checkpoint"
+    if not checkpoint.is_dir():
+        return start(recipe, find_backbone(recipe.backbone, backbones))
+    saved = load_checkpoint(checkpoint)
+    if saved.recipe != recipe:
+        raise CheckpointError(f"{checkpoint}: made with another recipe; give --out another folder")
+    if not (checkpoint / "resume.pt").is_file():
+        raise CheckpointError(f"{checkpoint}: this run is finished; give --out another folder")
+    saved.held_out.clear()
+    return saved
+
+
+def _card(recipe: Recipe, data: Path, public: Path | None, groups: int) -> dict[str, Any]:
+    """Return what the model is trained on: files with their hashes, licences, software."""
+    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(data.glob("*.jsonl*"))}
+    used = {}
+    for name, (licence, most) in PUBLIC_FILES.items() if public else ():
+        for path in sorted(public.glob(f"{name}.jsonl*") if public else [])[:1]:
+            sha = hashlib.sha256(path.read_bytes()).hexdigest()
+            used[path.name] = {"licence": licence, "most_rows": most, "sha256": sha}
+    return {
+        "recipe": json.loads(recipe.model_dump_json()),
+        "authored": {"licence": "Apache-2.0", "files": files},
+        "public": {"groups": groups, "files": used},
+        "software": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

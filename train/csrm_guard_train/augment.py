@@ -1,0 +1,207 @@
+"""Configuration-targeted augmentation: each conversation under rules that forbid, permit or ignore it.
+
+The paper (section 3.2, Eq. 1) asks a reasoning model for a category that makes a conversation
+unsafe (p+) and one that makes it safe (p-). Here the authored data states both: an item's strict
+and lenient wordings, a ladder's guidelines below and above a rung. Distractors, rules of other
+deployments, permissions and checkable rules surround them. Every label carries its origin.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from csrm_guard.messages import Message
+from csrm_guard.policy import Rule
+from csrm_guard.template import render_rule
+from csrm_guard_train.checkable import checkable_rules
+from csrm_guard_train.data import Authored, Item, Rung, Transcript
+from csrm_guard_train.recipe import Mixture
+
+__all__ = ["Augmenter", "Example", "Group", "LabelledRule", "Order"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRule:
+    """A rule as the model reads it, with its label for one conversation.
+
+    Attributes:
+        text: the rendered rule.
+        violated: whether the conversation breaks it.
+        origin: where the label comes from, so that a wrong one can be traced.
+        permits: permissions shown with the rule.
+        weight: how much the label counts: trust in it, and how hard it is to come by.
+    """
+
+    text: str
+    violated: bool
+    origin: str
+    permits: tuple[str, ...] = ()
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A conversation and rules. With several views, a rule is broken if any view breaks it."""
+
+    views: tuple[tuple[Message, ...], ...]
+    rules: tuple[LabelledRule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Rule `more[1]` of example `more[0]` is violated more than `less` (same indices)."""
+
+    more: tuple[int, int]
+    less: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Examples that must meet in one batch, and the orders between them."""
+
+    id: str
+    examples: tuple[Example, ...]
+    orders: tuple[Order, ...] = ()
+
+
+class Augmenter:
+    """Draw the groups of an epoch from the authored sets.
+
+    Args:
+        authored: the part of the sets to draw from.
+        mixture: how much of what.
+        public: groups made from public sets; drawn as they are, with rules added.
+    """
+
+    def __init__(self, authored: Authored, mixture: Mixture, public: Sequence[Group] = ()) -> None:
+        self._authored = authored
+        self._mixture = mixture
+        self._public = public
+        self._foreign = sorted({rule for item in authored.items for rule in (item.rule, *item.distractors)})
+        self._permissions = sorted({item.lenient for item in authored.items})
+        words = {w for item in authored.items for w in item.compliant[-1].content.lower().split()}
+        self._vocabulary = sorted(w for w in words if w.isalpha() and len(w) > 4)
+
+    def epoch(self, rng: random.Random) -> list[Group]:
+        """Return the groups of one pass, in random order."""
+        mix, sets = self._mixture, self._authored
+        groups = [self.item(row, rng) for row in _sample(sets.items, mix.items, rng)]
+        groups += [self.rung(row, rng) for row in _sample(sets.rungs, mix.rungs, rng)]
+        groups += [self.transcript(row, rng) for row in _sample(sets.transcripts, mix.transcripts, rng)]
+        groups += [self.public(group, rng) for group in _sample(self._public, mix.public, rng)]
+        rng.shuffle(groups)
+        return groups
+
+    def item(self, item: Item, rng: random.Random) -> Group:
+        """Return both messages of a pair under the same rules in the same order."""
+        target = item.paraphrase if rng.random() < 0.4 else item.rule
+        if rng.random() < 0.1:
+            target = render_rule(Rule(id="target", text=target, stance="require"))
+        # (text, permits, broken by `violating`, broken by `compliant`, weight in each, origin).
+        # The rules that have to be read weigh more than those that only have to be passed over.
+        rows = [
+            (target, (), True, False, 2.0, 2.0, "rule"),
+            (item.lenient, (), False, False, 1.0, 0.5, "lenient"),
+        ]
+        if item.strict:
+            rows.append((item.strict, (), True, True, 0.5, 1.0, "strict"))
+        if rng.random() < self._mixture.permits:
+            rows.append(self._permitted(item, target, rng))
+        rows += [(text, (), False, False, 0.6, 0.6, "distractor") for text in _sample(item.distractors, 0.7, rng)]
+        rows += [(text, (), False, False, 0.4, 0.4, "foreign") for text in self._foreigners(item.setting, rng)]
+        order = list(range(len(rows)))
+        rng.shuffle(order)
+        at = {rows[old][6]: new for new, old in enumerate(order)}
+        rows = [rows[i] for i in order]
+        breaking = tuple(LabelledRule(r[0], r[2], f"{item.id}/{r[6]}", r[1], r[4]) for r in rows)
+        keeping = tuple(LabelledRule(r[0], r[3], f"{item.id}/{r[6]}", r[1], r[5]) for r in rows)
+        orders = [Order((0, at["rule"]), (1, at["rule"])), Order((0, at["rule"]), (0, at["lenient"]))]
+        if "strict" in at:
+            orders.append(Order((1, at["strict"]), (1, at["rule"])))
+        examples = (
+            Example((item.violating,), breaking + self._checkable(item.violating, rng)),
+            Example((item.compliant,), keeping + self._checkable(item.compliant, rng)),
+        )
+        return Group(item.id, examples, tuple(orders))
+
+    def _permitted(
+        self, item: Item, target: str, rng: random.Random
+    ) -> tuple[str, tuple[str, ...], bool, bool, float, float, str]:
+        """Return the rule with permissions: the apt one excuses the violation, others do not."""
+        others = tuple(rng.sample(self._permissions, k=rng.randint(1, 2)))
+        if rng.random() < 0.5:
+            permits = [item.lenient, *others[:1]] if rng.random() < 0.4 else [item.lenient]
+            rng.shuffle(permits)
+            return target, tuple(permits), False, False, 1.0, 0.7, "permitted"
+        return target, others, True, False, 1.0, 1.0, "permitted-else"
+
+    def rung(self, rung: Rung, rng: random.Random) -> Group:
+        """Return a conversation under guidelines around its own level (p+, p-) and others."""
+        ladder, level = self._authored.ladders[rung.category], rung.level
+        near = sorted({max(level, 1), min(level + 1, 7), rng.randint(1, 7)})
+        rules = []
+        for start in near:
+            broken = level >= start and level > 0
+            text = rng.choice(ladder.guidelines[start])
+            rules.append(LabelledRule(text, broken, f"{rung.id}/from-{start}"))
+        orders = []
+        if level > 0:
+            orders = [Order((0, near.index(max(level, 1))), (0, near.index(min(level + 1, 7))))]
+        if level > 0 and rng.random() < self._mixture.permits * 2:
+            rules.append(self._excused(rung, rng))
+        rules += [self._elsewhere(rung, rng)]
+        rules += [LabelledRule(t, False, f"{rung.id}/foreign", (), 0.4) for t in self._foreigners("", rng)]
+        rules += self._checkable(rung.messages, rng)
+        return Group(rung.id, (Example((rung.messages,), tuple(rules)),), tuple(orders))
+
+    def _excused(self, rung: Rung, rng: random.Random) -> LabelledRule:
+        """Return a guideline with a permission for the rung itself, or for a graver one only."""
+        ladder, level = self._authored.ladders[rung.category], rung.level
+        text = rng.choice(ladder.guidelines[rng.randint(1, level)])
+        if level == 6 or rng.random() < 0.5:
+            return LabelledRule(text, False, f"{rung.id}/excused", (ladder.rungs[level],))
+        other = ladder.rungs[rng.randint(level + 1, 6)]
+        return LabelledRule(text, True, f"{rung.id}/excused-else", (other,), 0.8)
+
+    def _elsewhere(self, rung: Rung, rng: random.Random) -> LabelledRule:
+        """Return a guideline of another category that forbids only its graver levels."""
+        other = rng.choice(sorted(set(self._authored.ladders) - {rung.category}))
+        start = rng.randint(4, 6)
+        text = rng.choice(self._authored.ladders[other].guidelines[start])
+        return LabelledRule(text, False, f"{rung.id}/{other}-{start}", (), 0.6)
+
+    def transcript(self, row: Transcript, rng: random.Random) -> Group:
+        """Return every assistant turn with its history, under the policy's rules in random order."""
+        ends = [i for i, m in enumerate(row.messages) if m.role == "assistant"]
+        views = tuple(row.messages[: i + 1] for i in ends)
+        rules = [LabelledRule(t, i in row.violated, f"{row.id}/{i}") for i, t in row.rules.items()]
+        rng.shuffle(rules)
+        return Group(row.id, (Example(views, tuple(rules)),))
+
+    def public(self, group: Group, rng: random.Random) -> Group:
+        """Return a public conversation with rules of other deployments and checkable ones added."""
+        examples = []
+        for example in group.examples:
+            extra = [LabelledRule(t, False, f"{group.id}/foreign", (), 0.4) for t in self._foreigners("", rng)]
+            rules = example.rules + tuple(extra) + self._checkable(example.views[-1], rng)
+            examples.append(Example(example.views, rules))
+        return Group(group.id, tuple(examples), group.orders)
+
+    def _foreigners(self, setting: str, rng: random.Random) -> list[str]:
+        return rng.sample(self._foreign, k=min(self._mixture.foreign, len(self._foreign)))
+
+    def _checkable(self, messages: Sequence[Message], rng: random.Random) -> tuple[LabelledRule, ...]:
+        made = checkable_rules(messages, self._vocabulary, rng, count=self._mixture.checkable)
+        return tuple(LabelledRule(c.text, c.violated, f"checkable/{c.kind}", (), 0.4) for c in made)
+
+
+def _sample(rows: Sequence[T], share: float, rng: random.Random) -> list[T]:
+    """Return a random share of the rows; a fractional row is drawn by chance."""
+    exact = len(rows) * share
+    count = int(exact) + (rng.random() < exact % 1)
+    return rng.sample(list(rows), k=min(count, len(rows)))

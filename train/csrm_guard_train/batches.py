@@ -1,0 +1,149 @@
+"""Encode groups and lay them out as batches of about equal size.
+
+N labels, P orders of a batch; a label's logit is the largest over its example's views.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csrm_guard.encoding import Encoder
+from csrm_guard.packing import Packed, collate, pack
+from csrm_guard_train.augment import Example, Group
+
+__all__ = ["Encoded", "TrainBatch", "batches", "encode", "to_batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A group as sequences.
+
+    Attributes:
+        group: where it comes from.
+        sequences: per example its views and windows, each with all rules.
+    """
+
+    group: Group
+    sequences: tuple[tuple[Packed, ...], ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(s.ids) for views in self.sequences for s in views)
+
+    @property
+    def count(self) -> int:
+        """Number of sequences."""
+        return sum(len(views) for views in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """Tensors of one batch.
+
+    Attributes:
+        ids, blocks, positions: (B, T).
+        heads: (B, R).
+        slots: (N, V): flat index b * R + r of each view of a label; padded by repetition.
+        labels, weights: float (N,).
+        owners: example of each label, int64 (N,).
+        examples: how many examples.
+        more, less: label indices of each order, int64 (P,).
+    """
+
+    ids: Tensor
+    blocks: Tensor
+    positions: Tensor
+    heads: Tensor
+    slots: Tensor
+    labels: Tensor
+    weights: Tensor
+    owners: Tensor
+    examples: int
+    more: Tensor
+    less: Tensor
+
+    def pooled(self, logits: Tensor) -> Tensor:
+        """Return the labels' logits (N,) from the model's (B, R): the largest over views."""
+        return logits.reshape(-1)[self.slots].amax(dim=1)
+
+
+def encode(group: Group, encoder: Encoder) -> Encoded | None:
+    """Return the group as sequences, or None if a rule or sequence exceeds the model's limits."""
+    sequences = []
+    for example in group.examples:
+        views = _views(example, encoder)
+        if views is None or max(len(s.ids) for s in views) > encoder.limits.sequence:
+            return None
+        sequences.append(views)
+    return Encoded(group, tuple(sequences))
+
+
+def _views(example: Example, encoder: Encoder) -> tuple[Packed, ...] | None:
+    rules = []
+    for rule in example.rules:
+        alternatives = encoder.rule(rule.text, rule.permits)
+        if len(alternatives) != 1 or len(alternatives[0]) != 1:
+            return None
+        rules.append(alternatives[0][0])
+    windows = [w for view in example.views for w in encoder.conversation(view).windows]
+    return tuple(pack(window, rules) for window in windows)
+
+
+def batches(rows: Sequence[Encoded], *, tokens: int, rng: random.Random) -> Iterator[list[Encoded]]:
+    """Yield lists of groups of like length whose padded size stays near `tokens`, in random order."""
+    pool = sorted(rows, key=lambda row: (row.longest, rng.random()))
+    parts: list[list[Encoded]] = []
+    part: list[Encoded] = []
+    for row in pool:
+        size = row.longest * (sum(r.count for r in part) + row.count)
+        if part and size > tokens:
+            parts.append(part)
+            part = []
+        part.append(row)
+    if part:
+        parts.append(part)
+    rng.shuffle(parts)
+    yield from parts
+
+
+def to_batch(rows: Sequence[Encoded]) -> TrainBatch:
+    """Return the tensors of some groups."""
+    flat = [s for row in rows for views in row.sequences for s in views]
+    arrays = collate(flat)
+    width = arrays.heads.shape[1]
+    slots: list[list[int]] = []
+    labels, weights, owners, more, less = [], [], [], [], []
+    sequence = example = 0
+    for row in rows:
+        first: list[int] = []
+        for views, source in zip(row.sequences, row.group.examples, strict=True):
+            first.append(len(labels))
+            for r, rule in enumerate(source.rules):
+                slots.append([(sequence + v) * width + r for v in range(len(views))])
+                labels.append(float(rule.violated))
+                weights.append(rule.weight)
+                owners.append(example)
+            sequence += len(views)
+            example += 1
+        more += [first[o.more[0]] + o.more[1] for o in row.group.orders]
+        less += [first[o.less[0]] + o.less[1] for o in row.group.orders]
+    deepest = max(len(s) for s in slots)
+    return TrainBatch(
+        ids=torch.from_numpy(arrays.ids),
+        blocks=torch.from_numpy(arrays.blocks),
+        positions=torch.from_numpy(arrays.positions),
+        heads=torch.from_numpy(arrays.heads),
+        slots=torch.tensor([s + s[:1] * (deepest - len(s)) for s in slots]),
+        labels=torch.tensor(labels),
+        weights=torch.tensor(weights),
+        owners=torch.tensor(owners),
+        examples=example,
+        more=torch.tensor(more, dtype=torch.long),
+        less=torch.tensor(less, dtype=torch.long),
+    )

@@ -1,0 +1,231 @@
+"""The training loop: epochs of freshly drawn groups, one optimizer, resumable checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from csrm_guard.rows import Row
+from csrm_guard_train.augment import Augmenter
+from csrm_guard_train.batches import Encoded, TrainBatch, batches, encode, to_batch
+from csrm_guard_train.checkpoint import Trained, save_checkpoint
+from csrm_guard_train.loss import classification, listwise, ordering
+from csrm_guard_train.metrics import auroc
+from csrm_guard_train.model import RuleReader
+from csrm_guard_train.predict import predict
+from csrm_guard_train.recipe import Recipe
+
+__all__ = ["Run", "train", "validate"]
+
+
+@dataclass
+class Run:
+    """Where a run stands; what a resumed run starts from.
+
+    Attributes:
+        step: optimizer steps taken.
+        tokens: padded tokens seen, which the schedule counts.
+        seconds: wall time spent in training, over all sessions.
+        dropped: groups that did not fit the model's limits.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    dropped: int = 0
+
+
+def train(
+    trained: Trained,
+    augmenter: Augmenter,
+    held_out: Sequence[Row],
+    out: Path,
+    *,
+    save_seconds: float = 300.0,
+    evaluate_steps: int = 100,
+    stop_after: float | None = None,
+) -> Run:
+    """Train in place and write `out`/checkpoint and `out`/log.jsonl.
+
+    A run whose checkpoint holds a `resume.pt` goes on where it stood, at the last saved step.
+
+    Args:
+        trained: the model to train, with its recipe.
+        augmenter: draws the groups of each epoch.
+        held_out: rows of held-out deployments, for the log.
+        out: folder of the run.
+        save_seconds: how much work an interruption may lose.
+        evaluate_steps: how often held-out rows are scored.
+        stop_after: seconds after which to save and stop, to be resumed later.
+    """
+    recipe = trained.recipe
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    compute = _compute_copy(trained.model, recipe)
+    optimizer = _optimizer(trained.model, recipe)
+    run = _resume(out, optimizer)
+    total = _plan(augmenter, trained, recipe)
+    # torch's generator resumes from the step, chance in sampling from (seed, epoch)
+    began, saved = time.monotonic() - run.seconds, time.monotonic()
+    started = time.monotonic()
+    with Progress() as progress, (out / "log.jsonl").open("a", encoding="utf-8") as log:
+        bar = progress.add_task("training", total=total, completed=run.tokens)
+        for rows in _steps(augmenter, trained, recipe, run):
+            if run.tokens >= total:
+                break
+            losses, size = _step(compute, trained.model, optimizer, rows, recipe, run.tokens / total)
+            run.step, run.tokens = run.step + 1, run.tokens + size
+            run.seconds = time.monotonic() - began
+            record: dict[str, Any] = {**asdict(run), **losses, "lr": optimizer.param_groups[0]["lr"]}
+            if run.step % evaluate_steps == 0:
+                record["held_out"] = validate(trained.model, trained, held_out)
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            progress.update(bar, completed=run.tokens, description=f"loss {losses['loss']:.3f}")
+            if time.monotonic() - saved > save_seconds:
+                _save(trained, optimizer, run, out)
+                saved = time.monotonic()
+            if stop_after is not None and time.monotonic() - started > stop_after:
+                _save(trained, optimizer, run, out)
+                return run
+        final = {**asdict(run), "held_out": validate(trained.model, trained, held_out), "final": True}
+        log.write(json.dumps(final) + "\n")
+    trained.card["training"] = {**asdict(run), "held_out": final["held_out"]}
+    save_checkpoint(trained, out / "checkpoint")
+    return run
+
+
+def validate(model: RuleReader, trained: Trained, rows: Sequence[Row]) -> dict[str, float]:
+    """Return AUROCs of held-out rows by the largest rule logit, overall and by source."""
+    if not rows:
+        return {}
+    model.eval()
+    scores = predict(model, trained.encoder, rows)
+    model.train()
+    p = np.array([s.logits.max() for s in scores], np.float64)
+    y = np.array([bool(row.label) for row in rows], np.float64)
+    found = {"auroc": auroc(y, p)}
+    parts: list[tuple[str, Callable[[Row], bool]]] = [
+        ("items", lambda r: r.id.endswith(("-compliant", "-violating", "-lenient", "-strict"))),
+        ("same_rule", lambda r: r.id.endswith(("-compliant", "-violating"))),
+        ("rungs", lambda r: "-under-" in r.id),
+        ("transcripts", lambda r: r.scope == "any assistant turn"),
+    ]
+    for name, belongs in parts:
+        pick = np.array([belongs(row) for row in rows])
+        if pick.any():
+            found[f"auroc_{name}"] = auroc(y[pick], p[pick])
+    return {k: round(v, 4) for k, v in found.items()}
+
+
+def _compute_copy(model: RuleReader, recipe: Recipe) -> RuleReader:
+    """Return the copy that runs forward and backward: bfloat16 halves the memory traffic, while
+    the float32 weights keep the small updates that bfloat16 would round away."""
+    if recipe.precision == "float32":
+        return model
+    return copy.deepcopy(model).to(torch.bfloat16)
+
+
+def _optimizer(model: RuleReader, recipe: Recipe) -> torch.optim.AdamW:
+    body = list(model.backbone.parameters())
+    head = [*model.dense.parameters(), *model.out.parameters()]
+    groups = [{"params": body, "peak": recipe.lr}, {"params": head, "peak": recipe.head_lr}]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
+
+
+def _plan(augmenter: Augmenter, trained: Trained, recipe: Recipe) -> int:
+    """Return how many padded tokens the run sees: its epochs times the size of one."""
+    rows = [row for g in augmenter.epoch(random.Random(recipe.seed)) if (row := encode(g, trained.encoder))]
+    return int(recipe.epochs * sum(row.longest * row.count for row in rows))
+
+
+def _steps(augmenter: Augmenter, trained: Trained, recipe: Recipe, run: Run) -> Any:
+    """Yield the groups of each step, for ever; epochs and their order depend on the seed alone."""
+    epoch, skip = 0, run.step
+    while True:
+        rng = random.Random(recipe.seed * 1_000 + epoch)
+        groups = augmenter.epoch(rng)
+        rows = [row for group in groups if (row := encode(group, trained.encoder)) is not None]
+        if skip == 0:
+            run.dropped += len(groups) - len(rows)
+        for part in batches(rows, tokens=recipe.step_tokens, rng=rng):
+            if skip:
+                skip -= 1
+                continue
+            yield part
+        epoch += 1
+
+
+def _step(
+    compute: RuleReader,
+    master: RuleReader,
+    optimizer: torch.optim.AdamW,
+    rows: list[Encoded],
+    recipe: Recipe,
+    progress: float,
+) -> tuple[dict[str, float], int]:
+    rate = _rate(progress, recipe.warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * rate
+    compute.train()
+    batch = to_batch(rows)
+    terms = _losses(compute, batch, recipe)
+    terms["loss"].backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    if compute is not master:
+        for ours, theirs in zip(master.parameters(), compute.parameters(), strict=True):
+            ours.grad = None if theirs.grad is None else theirs.grad.float()
+            theirs.grad = None
+    norm = torch.nn.utils.clip_grad_norm_(master.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if compute is not master:
+        with torch.no_grad():
+            for ours, theirs in zip(master.parameters(), compute.parameters(), strict=True):
+                theirs.copy_(ours)
+    losses = {name: round(float(value.detach()), 5) for name, value in terms.items()}
+    return {**losses, "grad_norm": round(float(norm), 4)}, batch.ids.numel()
+
+
+def _losses(model: RuleReader, batch: TrainBatch, recipe: Recipe) -> dict[str, Tensor]:
+    logits = batch.pooled(model(batch.ids, batch.blocks, batch.positions, batch.heads).float())
+    cls = classification(logits, batch.labels, batch.weights)
+    ranks = listwise(logits, batch.labels, batch.owners, batch.examples)
+    pairs = logits.new_zeros(())
+    if len(batch.more):
+        pairs = ordering(logits[batch.more], logits[batch.less], recipe.margin)
+    loss = cls + recipe.list_weight * ranks + recipe.pair_weight * pairs
+    return {"loss": loss, "cls": cls, "list": ranks, "pair": pairs}
+
+
+def _rate(progress: float, warmup: float) -> float:
+    """Return the share of the peak rate: a linear rise, then a cosine to 2%."""
+    if progress < warmup:
+        return max(progress / warmup, 0.01)
+    past = min((progress - warmup) / max(1 - warmup, 1e-9), 1.0)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * past))
+
+
+def _resume(out: Path, optimizer: torch.optim.AdamW) -> Run:
+    state = out / "checkpoint" / "resume.pt"
+    if not state.is_file():
+        return Run()
+    saved = torch.load(state, weights_only=True)
+    optimizer.load_state_dict(saved["optimizer"])
+    return Run(**saved["run"])
+
+
+def _save(trained: Trained, optimizer: torch.optim.AdamW, run: Run, out: Path) -> None:
+    state = {"optimizer": optimizer.state_dict(), "run": asdict(run)}
+    save_checkpoint(trained, out / "checkpoint", resume=state)

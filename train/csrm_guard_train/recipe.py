@@ -1,0 +1,101 @@
+"""Recipe: the frozen description of one reproducible training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from csrm_guard.documents import read_document
+from csrm_guard.encoding import Limits
+
+__all__ = ["Mixture", "Recipe", "RecipeError"]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class RecipeError(Exception):
+    """A recipe cannot be used; the message names the file and the place."""
+
+
+class Mixture(BaseModel):
+    """How much of each source one epoch holds.
+
+    Attributes:
+        items: share of the minimal pairs.
+        rungs: share of the severity ladders' conversations.
+        transcripts: share of the multi-rule transcripts.
+        public: share of the public conversations, if any are given.
+        checkable: rules whose violation a program can tell, added to each conversation.
+        foreign: rules of other deployments added to each conversation.
+        permits: probability that a rule is also shown with permissions, apt or not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    items: Share = 1.0
+    rungs: Share = 0.5
+    transcripts: Share = 1.0
+    public: Share = 1.0
+    checkable: int = Field(default=2, ge=0)
+    foreign: int = Field(default=1, ge=0)
+    permits: Share = 0.35
+
+
+class Recipe(BaseModel):
+    """Everything that decides a run apart from the data's location.
+
+    Attributes:
+        backbone: name of a pretrained encoder; its folder is found under `--backbones`.
+        seed: seeds sampling, order and new weights.
+        epochs: passes over the mixture.
+        step_tokens: tokens (padded) behind one optimizer step.
+        batch_tokens: tokens (padded) computed at once.
+        lr: peak learning rate of the backbone.
+        head_lr: peak learning rate of new weights.
+        warmup: share of the steps in which the rate rises.
+        weight_decay: AdamW's.
+        dropout: in the head only; the backbone runs without.
+        pair_weight: weight of the ordering terms (paper 3.3: gamma).
+        margin: margin of the ordering terms (paper 3.3: m).
+        list_weight: weight of the listwise term: the violated rule above the others.
+        validation: share of the deployments that is held out for calibration and selection.
+        precision: what matrix products run in.
+        limits: how many tokens the model reads at once.
+        mixture: how much of each source one epoch holds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    seed: int = 0
+    epochs: float = Field(default=4.0, gt=0)
+    step_tokens: int = Field(default=8192, gt=0)
+    batch_tokens: int = Field(default=8192, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
+    head_lr: float = Field(default=5e-4, gt=0)
+    warmup: Share = 0.06
+    weight_decay: float = Field(default=0.01, ge=0)
+    dropout: Share = 0.1
+    pair_weight: float = Field(default=0.1, ge=0)
+    margin: float = 0.0
+    list_weight: float = Field(default=0.3, ge=0)
+    validation: Share = 0.1
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    limits: Limits = Limits()
+    mixture: Mixture = Mixture()
+
+    @classmethod
+    def from_file(cls, path: Path) -> Recipe:
+        """Read a .toml, .yaml or .json recipe.
+
+        Raises:
+            RecipeError: unknown key or a value out of range.
+            DocumentError: unreadable.
+        """
+        try:
+            return cls.model_validate(read_document(path))
+        except ValidationError as exc:
+            places = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()]
+            raise RecipeError("\n".join(places)) from exc
