@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -118,7 +119,7 @@ class Policy(BaseModel):
             raise ValueError(f"rule id given twice: {', '.join(twice)}")
         return self
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """The content's identity: the first 16 hex digits of a SHA-256 over the whole policy."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)

@@ -68,7 +68,7 @@ def build(
         say("calibrating on held-out deployments")
         top = np.array([z.max() for z in logits])
         calibration = fit_calibration(top, y, _benign(rows, logits))
-        card = {**trained.card, "calibration": report(top, y, calibration)}
+        card = {**trained.card, "calibration": report(top, y, calibration, [_owner(row) for row in rows])}
         manifest = _write(folder, trained, name, precision, calibration, parity, card)
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(folder, out)
@@ -123,6 +123,11 @@ def _logits(folder: Path, rows: Sequence[Row]) -> list[Floats]:
         q = np.concatenate([reading.q for reading in model.score(requests)]).max(axis=0)
         found.append(np.log(q) - np.log1p(-q))
     return found
+
+
+def _owner(row: Row) -> str:
+    """Return what a held-out row was made from: its id without the variant."""
+    return row.id.split("-under-")[0].rsplit("-", 1)[0] if row.scope == "last message" else row.id
 
 
 def _benign(rows: Sequence[Row], logits: Sequence[Floats]) -> Floats:

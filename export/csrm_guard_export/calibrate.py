@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.optimize import minimize
 from csrm_guard.artifact import Calibration
 from csrm_guard_train.metrics import brier, ece, smooth_ece
 
-__all__ = ["fit_calibration", "report"]
+__all__ = ["fit_calibration", "report", "split_benign"]
 
 Floats = NDArray[np.float64]
 RATES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -43,14 +44,21 @@ def fit_calibration(z: Floats, y: Floats, benign: Floats, *, method: str = "plat
     return Calibration(method=kind, slope=slope, intercept=intercept, benign=stored, rows=len(z))
 
 
-def report(z: Floats, y: Floats, calibration: Calibration) -> dict[str, Any]:
+def report(z: Floats, y: Floats, calibration: Calibration, owners: Sequence[str]) -> dict[str, Any]:
     """Return ECE, smECE and Brier before and after, on the rows of the fit, and cross-fitted.
 
-    The cross-fitted figure is the honest one: each half is judged by a map fitted on the other.
+    The cross-fitted figure is the honest one: each half of the owners is judged by a map fitted
+    on the other half.
+
+    Args:
+        z: the largest logit of each row (N,).
+        y: 1 unsafe, 0 safe (N,).
+        calibration: fitted on all of them.
+        owners: what each row was made from; rows of one owner stay in one half.
     """
     raw = 1.0 / (1.0 + np.exp(-z))
     fitted = 1.0 / (1.0 + np.exp(-(calibration.slope * z + calibration.intercept)))
-    crossed = _crossed(z, y, calibration.method)
+    crossed = _crossed(z, y, calibration.method, owners)
     return {name: _errors(y, p) for name, p in (("raw", raw), ("fitted", fitted), ("cross_fitted", crossed))}
 
 
@@ -58,8 +66,8 @@ def _errors(y: Floats, p: Floats) -> dict[str, float]:
     return {"ece": round(ece(y, p), 4), "smece": round(smooth_ece(y, p), 4), "brier": round(brier(y, p), 4)}
 
 
-def _crossed(z: Floats, y: Floats, method: str) -> Floats:
-    half = np.arange(len(z)) % 2 == 0
+def _crossed(z: Floats, y: Floats, method: str, owners: Sequence[str]) -> Floats:
+    half = np.array([sha256(owner.encode()).digest()[0] % 2 == 0 for owner in owners])
     p = np.empty(len(z))
     for part in (half, ~half):
         c = fit_calibration(z[~part], y[~part], z[~part], method=method)
