@@ -73,7 +73,9 @@ def check(
 def score(
     source: Annotated[Path, typer.Argument(metavar="IN.jsonl")],
     target: Annotated[Path, typer.Argument(metavar="OUT.jsonl")],
-    policy: Annotated[str | None, typer.Option("--policy", "-p", help="For rows without a policy of their own.")] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", "-p", help="For rows without a policy of their own.")
+    ] = None,
     model: ModelOption = None,
 ) -> None:
     """Score every row of a file; run again to go on after an interruption. Exit code 2: some rows are errors."""
@@ -174,7 +176,7 @@ def _read_messages(file: str) -> list[dict[str, object]]:
         raise MessageError(f"{file}: cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
         raise MessageError(f"{file}: not UTF-8; save the file as UTF-8") from exc
-    except json.JSONDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise MessageError(f"{file}: not JSON: {exc}") from exc
     if isinstance(found, dict) and isinstance(found.get("messages"), list):
         found = found["messages"]

@@ -41,8 +41,10 @@ class Calibration(BaseModel):
     @model_validator(mode="after")
     def _falling(self) -> Calibration:
         rates = [rate for rate, _ in self.benign]
-        if rates != sorted(rates) or any(not 0 < rate < 1 for rate in rates):
+        if rates != sorted(set(rates)) or any(not 0 < rate < 1 for rate in rates):
             raise ValueError("benign: rates must rise and lie between 0 and 1")
+        if any(not 0 <= q <= 1 for _, q in self.benign):  # NaN as well: no q would ever reach it
+            raise ValueError("benign: every q must lie between 0 and 1")
         return self
 
     def threshold_at(self, fpr: float) -> float:
@@ -132,7 +134,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path}: cannot be read ({exc.strerror}); give a folder that csrm-export wrote") from exc
     except ValidationError as exc:
         places = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
-        raise ArtifactError(f"{path}: not a manifest that this csrm-guard reads: {places}; export the model again") from exc
+        raise ArtifactError(
+            f"{path}: not a manifest that this csrm-guard reads: {places}; export the model again"
+        ) from exc
     if manifest.template != TEMPLATE_VERSION:
         raise ArtifactError(
             f"{path}: template version {manifest.template}, this csrm-guard reads {TEMPLATE_VERSION}; "

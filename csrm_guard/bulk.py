@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from csrm_guard.decision import strongest
 from csrm_guard.errors import CsrmGuardError, RowError
@@ -22,6 +24,7 @@ from csrm_guard.verdict import RuleResult, Verdict
 __all__ = ["BulkReport", "count_lines", "score_file", "score_row", "worst"]
 
 _GUARDS = 256
+_HEAD = b'{"id": '  # how each line of results begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,12 @@ def score_file(
     progress(done)
     guards = _Guards(model, policy)
     scored = errors = 0
-    with target.open("a", encoding="utf-8") as out:
+    with _open(target) as out:
         lines = islice(_lines(source), done, None)
         for number, line in lines:
             result = _score_line(number, line, guards, source)
             # One write a row: an interruption leaves whole lines, or one torn line at the end.
-            out.write(json.dumps(result, ensure_ascii=False) + "\n")
+            out.write(json.dumps(result) + "\n")
             errors += "error" in result
             scored += 1
             progress(1)
@@ -160,7 +163,7 @@ def _result(guard: Guard, row: Row) -> dict[str, Any]:
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except json.JSONDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise RowError(f"{where}: not a whole line of JSON ({exc}); is the file cut short?") from exc
     if not isinstance(found, dict):
         raise RowError(f"{where}: expected a JSON object, found {type(found).__name__}")
@@ -186,8 +189,24 @@ def _lines(source: Path) -> Iterator[tuple[int, str]]:
                     yield number, line
     except UnicodeDecodeError as exc:
         raise RowError(f"{source}:{number + 1}: not UTF-8; save the file as UTF-8") from exc
-    except (OSError, EOFError) as exc:
+    except (OSError, EOFError, zlib.error) as exc:
         raise RowError(f"{source}: cannot be read whole: {exc}") from exc
+
+
+def _open(target: Path) -> TextIO:
+    try:
+        return target.open("a", encoding="utf-8")
+    except OSError as exc:
+        raise RowError(f"{target}: cannot be written: {exc.strerror}") from exc
+
+
+def _result_id(line: bytes) -> object:
+    """Return the id of a line of results; None: it is not one."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found.get("id") if isinstance(found, dict) else None
 
 
 def _keep_whole_lines(source: Path, target: Path) -> int:
@@ -197,10 +216,12 @@ def _keep_whole_lines(source: Path, target: Path) -> int:
     with target.open("rb+") as stream:
         kept = 0
         count = 0
-        for (number, line), done in zip(_lines(source), stream, strict=False):
-            if not done.endswith(b"\n"):
+        rows = _lines(source)
+        for done in stream:
+            if not done.endswith(b"\n") and done[: len(_HEAD)] == _HEAD[: len(done)]:
                 break
-            if json.loads(done).get("id") != _row_id(line, f"{source}:{number}"):
+            number, line = next(rows, (0, ""))
+            if not line or _result_id(done) != _row_id(line, f"{source}:{number}"):
                 raise RowError(f"{target}: row {count + 1} is not of {source}; give another output file")
             kept += len(done)
             count += 1

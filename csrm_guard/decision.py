@@ -58,9 +58,7 @@ def decide(
     results.sort(key=lambda result: -result.q)
     action = strongest([r.action for r in results if r.violated])
     p_safe = 1.0 - float(q.max()) if len(q) else 1.0
-    coverage = Coverage(
-        len(reading.spans), reading.judged_tokens, reading.context_tokens, reading.context_read, unread
-    )
+    coverage = Coverage(len(reading.spans), reading.judged_tokens, reading.context_tokens, reading.context_read, unread)
     return Verdict(
         allowed=action in (None, "observe"),
         action=action,

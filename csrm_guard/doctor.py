@@ -35,7 +35,7 @@ class SelfTest:
     def describe(self) -> str:
         """Return the outcome in one line."""
         word = "passed" if self.passed else "FAILED"
-        return f"{word}: reward {self.keeping:+.2f} for the message that keeps a rule, {self.breaking:+.2f} for the one that breaks it"
+        return f"{word}: reward {self.keeping:+.2f} where a rule is kept, {self.breaking:+.2f} where it is broken"
 
 
 def self_test(model: RewardModel) -> SelfTest:

@@ -33,7 +33,7 @@ def read_text(path: Path) -> str:
         raise DocumentError(f"{path}:{line}: not UTF-8 (byte {exc.start}); save the file as UTF-8") from exc
 
 
-def read_document(path: Path) -> Any:
+def read_document(path: Path) -> object:
     """Return the data in a .yaml, .yml, .json or .toml file.
 
     Raises:
@@ -50,7 +50,7 @@ def read_document(path: Path) -> Any:
     return _yaml(text, path)
 
 
-def _json(text: str, path: Path) -> Any:
+def _json(text: str, path: Path) -> object:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -61,12 +61,12 @@ def _json(text: str, path: Path) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # a ValueError also for a number of 5,000 digits
         where = f":{exc.lineno}" if isinstance(exc, json.JSONDecodeError) else ""
         raise DocumentError(f"{path}{where}: not JSON: {exc}") from exc
 
 
-def _toml(text: str, path: Path) -> Any:
+def _toml(text: str, path: Path) -> object:
     import sys
 
     if sys.version_info >= (3, 11):
@@ -76,11 +76,11 @@ def _toml(text: str, path: Path) -> Any:
 
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise DocumentError(f"{path}: not TOML: {exc}") from exc
 
 
-def _yaml(text: str, path: Path) -> Any:
+def _yaml(text: str, path: Path) -> object:
     # Imported here: policies built in Python never need a YAML parser.
     import yaml
 
@@ -89,7 +89,7 @@ def _yaml(text: str, path: Path) -> Any:
 
         def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             if self.check_event(yaml.AliasEvent):
-                event = self.peek_event()
+                event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it untyped
                 raise DocumentError(
                     f"{path}:{event.start_mark.line + 1}: YAML aliases are not read; write the value out"
                 )
@@ -99,6 +99,8 @@ def _yaml(text: str, path: Path) -> Any:
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             seen: set[str] = set()
             for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise DocumentError(f"{path}:{key.start_mark.line + 1}: a key must be plain text")
                 if key.value in seen:
                     raise DocumentError(f"{path}:{key.start_mark.line + 1}: key {key.value!r} is given twice")
                 seen.add(key.value)
@@ -111,5 +113,8 @@ def _yaml(text: str, path: Path) -> Any:
         mark = getattr(exc, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         raise DocumentError(f"{path}{where}: not YAML: {getattr(exc, 'problem', exc)}") from exc
+    except ValueError as exc:
+        # PyYAML lets Python's own error through for a date or a number that cannot be.
+        raise DocumentError(f"{path}: not YAML: {exc}") from exc
     except RecursionError as exc:
         raise DocumentError(f"{path}: nested too deeply") from exc

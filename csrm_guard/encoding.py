@@ -41,6 +41,10 @@ class Limits:
     rule_stride: int = 120
     sequence: int = 768
 
+    def __post_init__(self) -> None:
+        if not (0 < self.stride < self.judged < self.conversation and 0 < self.rule_stride < self.rule):
+            raise ValueError("limits: 0 < stride < judged < conversation and 0 < rule_stride < rule must hold")
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -104,13 +108,12 @@ class Encoder:
         ids, offsets = encoding.ids, encoding.offsets
         pieces = [[self.sep, *self._ids(render_context(m))] for m in messages[:-1]]
         context = [token for piece in pieces for token in piece]
-        spans = _spans(len(ids), self.limits.judged - len(head), self.limits.stride)
+        size = self.limits.judged - len(head)
+        spans = _spans(len(ids), size, min(self.limits.stride, size))
         widest = max(stop - start for start, stop in spans) + len(head)
         room = self.limits.conversation - widest
         kept = tuple(context[len(context) - room :] if len(context) > room else context)
-        windows = tuple(
-            Window(kept, (*head, *ids[i:j]), *_characters(offsets, i, j)) for i, j in spans
-        )
+        windows = tuple(Window(kept, (*head, *ids[i:j]), *_characters(offsets, i, j)) for i, j in spans)
         return ConversationIds(windows, len(ids), len(context), len(kept))
 
     def rule(self, text: str, permits: Sequence[str] = ()) -> list[list[tuple[int, ...]]]:
@@ -130,21 +133,22 @@ class Encoder:
         for text in permits:
             longer = self._ids(render_permits([*pending, text]))
             if pending and len(longer) > room:
-                groups.append(self._ids(render_permits(pending)))
+                groups += self._cut(self._ids(render_permits(pending)), room)
                 pending = [text]
             else:
                 pending.append(text)
-        groups.append(self._ids(render_permits(pending)) if pending else [])
-        return groups
+        return groups + (self._cut(self._ids(render_permits(pending)), room) if pending else [[]])
+
+    @staticmethod
+    def _cut(permits: list[int], room: int) -> list[list[int]]:
+        """Return a permission in overlapping parts that fit: one, but for a very long one."""
+        return [permits[i:j] for i, j in _spans(len(permits), room, max(room * 3 // 4, 1))]
 
     def _chunks(self, body: list[int], permits: list[int]) -> list[tuple[int, ...]]:
-        # A single permission may be longer than half a chunk; the rule keeps a working share.
         tail = [self.sep, *permits] if permits else []
-        size = max(self.limits.rule - len(tail) - 2, 32)
+        size = self.limits.rule - len(tail) - 2
         stride = min(self.limits.rule_stride, max(size * 3 // 4, 1))
-        return [
-            (self.cls, *body[i:j], *tail, self.sep) for i, j in _spans(len(body), size, stride)
-        ]
+        return [(self.cls, *body[i:j], *tail, self.sep) for i, j in _spans(len(body), size, stride)]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

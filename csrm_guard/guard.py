@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from csrm_guard.decision import decide, refuse
-from csrm_guard.errors import Blocked, MessageError
+from csrm_guard.errors import Blocked, MessageError, PolicyError
 from csrm_guard.messages import Message, MessagesLike, Stage, parse_messages, stages_of
 from csrm_guard.model import Reading, RewardModel, ScoringRequest
 from csrm_guard.policy import Policy, Rule
@@ -52,6 +52,11 @@ class Guard:
         self, policy: Policy | str | Path, model: RewardModel | None = None, *, max_chars: int = MAX_MESSAGE_CHARS
     ) -> None:
         self.policy = policy if isinstance(policy, Policy) else Policy.load(policy)
+        if self.policy.extends:
+            # Its parents' rules are not there: it would let pass what they forbid.
+            raise PolicyError(
+                f"policy {self.policy.name!r}: `extends` is not resolved; use Policy.from_dict or Policy.from_file"
+            )
         self.model = model if model is not None else _default_model()
         self._max_chars = max_chars
         self._thresholds = {rule.id: self._threshold(rule) for rule in self.policy.rules}
@@ -148,7 +153,7 @@ class Guard:
     def _question(self, item: MessagesLike, stage: Stage | None) -> _Question:
         messages = parse_messages(item, stage)
         for i, message in enumerate(messages):
-            size = len(message.content) + sum(len(call.arguments) for call in message.tool_calls)
+            size = len(message.content) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
             if size > self._max_chars:
                 raise MessageError(
                     f"messages[{i}]: {size} characters; a guard judges at most {self._max_chars} a message: "

@@ -16,7 +16,7 @@ Stage: TypeAlias = Literal["prompt", "response", "tool_call", "tool_result"]
 
 # The roles that vendors have renamed; the meaning is the same.
 _ALIASES: dict[str, Role] = {"human": "user", "ai": "assistant", "model": "assistant", "function": "tool"}
-_ROLES = frozenset(get_args(Role))
+_ROLES: dict[str, Role] = {**{role: role for role in get_args(Role)}, **_ALIASES}
 _STAGE_ROLES: dict[str, Role] = {
     "prompt": "user",
     "response": "assistant",
@@ -119,10 +119,10 @@ def _parse(message: MessageLike, speaker: Role, where: str) -> Message:
 
 def _role(message: Mapping[str, Any], where: str) -> Role:
     role = message.get("role")
-    role = _ALIASES.get(role, role) if isinstance(role, str) else role
-    if role not in _ROLES:
-        raise MessageError(f"{where}: unknown role {role!r}; use one of {', '.join(sorted(_ROLES))}")
-    return role  # type: ignore[no-any-return]  # the membership test above is the check
+    known = _ROLES.get(role) if isinstance(role, str) else None
+    if known is None:
+        raise MessageError(f"{where}: unknown role {role!r}; use one of {', '.join(sorted(get_args(Role)))}")
+    return known
 
 
 def _content(content: object, where: str) -> tuple[str, tuple[str, ...]]:
@@ -151,6 +151,8 @@ def _content(content: object, where: str) -> tuple[str, tuple[str, ...]]:
 
 def _tool_calls(message: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
     calls = message.get("tool_calls") or ()
+    if not isinstance(calls, Sequence):
+        raise MessageError(f"{where}.tool_calls: expected a list, not {type(calls).__name__}")
     legacy = message.get("function_call")
     if legacy:
         calls = [*calls, {"function": legacy}]

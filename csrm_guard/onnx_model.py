@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["OnnxRewardModel"]
 
 _RULES_CACHED = 4096
-_MISSING = (
-    'ONNX Runtime is not installed: pip install "csrm-guard[cpu]" (or "csrm-guard[gpu]" on a machine with CUDA)'
-)
+_MISSING = 'ONNX Runtime is not installed: pip install "csrm-guard[cpu]" (or "csrm-guard[gpu]" on a machine with CUDA)'
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +162,7 @@ class OnnxRewardModel:
     def _encode_rule(self, text: str, permits: tuple[str, ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
         return tuple(tuple(chunks) for chunks in self._encoder.rule(text, permits))
 
-    def _sequences(
-        self, index: int, request: ScoringRequest, conversation: ConversationIds
-    ) -> list[_Sequence]:
+    def _sequences(self, index: int, request: ScoringRequest, conversation: ConversationIds) -> list[_Sequence]:
         permits = tuple(rule.text for rule in request.permits)
         chunks = [
             _Chunk(r, a, ids)

@@ -125,6 +125,12 @@ class Policy(BaseModel):
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Policy:
+        """Return a copy, with some fields changed, that has the hash of its own content."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("hash", None)  # cached in the original
+        return copied
+
     def action_of(self, rule: Rule) -> Action:
         """Return what a violation of the rule leads to."""
         return rule.action or self.defaults.action
@@ -169,12 +175,13 @@ class Policy(BaseModel):
     @classmethod
     def load(cls, spec: str | Path) -> Policy:
         """Return the built-in of that name, else read the file at that path."""
-        return cls.builtin(str(spec)) if str(spec) in BUILTINS else cls.from_file(spec)
+        misspelt = not Path(spec).suffix and not Path(spec).exists()
+        return cls.builtin(str(spec)) if str(spec) in BUILTINS or misspelt else cls.from_file(spec)
 
 
 def _builtin_path(name: str) -> Path:
     if name not in BUILTINS:
-        raise PolicyError(f"no built-in policy {name!r}; there are {', '.join(BUILTINS)}")
+        raise PolicyError(f"no built-in policy {name!r}; there are {', '.join(BUILTINS)}; or give a file")
     return _FOLDER / f"{name}.yaml"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +61,11 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not isinstance(found, dict):
                     raise RowError(f"{path}:{number}: expected a JSON object, found {type(found).__name__}")
                 yield number, found
-    except json.JSONDecodeError as exc:
-        raise RowError(f"{path}:{number}: not a whole line of JSON ({exc}); is the file cut short?") from exc
     except UnicodeDecodeError as exc:
         raise RowError(f"{path}:{number + 1}: not UTF-8; save the file as UTF-8") from exc
-    except (OSError, EOFError) as exc:
+    except (ValueError, RecursionError) as exc:
+        raise RowError(f"{path}:{number}: not a whole line of JSON ({exc}); is the file cut short?") from exc
+    except (OSError, EOFError, zlib.error) as exc:
         raise RowError(f"{path}: cannot be read whole: {exc}") from exc
 
 
@@ -88,7 +90,7 @@ def parse_row(data: Mapping[str, Any], where: str) -> Row:
             messages=parse_messages(data.get("messages", ()), stage),
             stage=stage,
             label=_label(data.get("label"), where),
-            violated=None if data.get("violated") is None else tuple(data["violated"]),
+            violated=_violated(data.get("violated"), where),
             scope=_scope(data.get("scope"), where),
         )
     except (MessageError, PolicyError) as exc:
@@ -115,6 +117,14 @@ def _label(label: object, where: str) -> bool | None:
     if label not in ("safe", "unsafe"):
         raise RowError(f"{where}: label {label!r}; use 'safe' or 'unsafe'")
     return label == "unsafe"
+
+
+def _violated(ids: object, where: str) -> tuple[str, ...] | None:
+    if ids is None:
+        return None
+    if not isinstance(ids, list | tuple) or not all(isinstance(i, str) for i in ids):
+        raise RowError(f"{where}: violated must be a list of rule ids")
+    return tuple(ids)
 
 
 def _scope(scope: object, where: str) -> Scope:

@@ -44,7 +44,11 @@ def run(
     except (CheckpointError, ParityError) as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(2) from exc
-    typer.echo(json.dumps({"id": manifest.id, "parity": manifest.parity, "calibration": manifest.card["calibration"]}, indent=2))
+    typer.echo(
+        json.dumps(
+            {"id": manifest.id, "parity": manifest.parity, "calibration": manifest.card["calibration"]}, indent=2
+        )
+    )
     typer.echo(f"{out}: {time.monotonic() - began:.0f} s", err=True)
 
 

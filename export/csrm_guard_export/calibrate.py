@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,11 @@ from csrm_guard_train.metrics import brier, ece, smooth_ece
 __all__ = ["fit_calibration", "report", "split_benign"]
 
 Floats = NDArray[np.float64]
+Method: TypeAlias = Literal["temperature", "platt"]
 RATES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
-def fit_calibration(z: Floats, y: Floats, benign: Floats, *, method: str = "platt") -> Calibration:
+def fit_calibration(z: Floats, y: Floats, benign: Floats, *, method: Method = "platt") -> Calibration:
     """Return the map that minimises the log loss of y under sigmoid(slope * z + intercept).
 
     Args:
@@ -40,8 +41,7 @@ def fit_calibration(z: Floats, y: Floats, benign: Floats, *, method: str = "plat
     intercept = float(found.x[1]) if method == "platt" else 0.0
     q = 1.0 / (1.0 + np.exp(-(slope * benign + intercept)))
     stored = tuple((rate, float(np.quantile(q, 1.0 - rate))) for rate in RATES)
-    kind = "platt" if method == "platt" else "temperature"
-    return Calibration(method=kind, slope=slope, intercept=intercept, benign=stored, rows=len(z))
+    return Calibration(method=method, slope=slope, intercept=intercept, benign=stored, rows=len(z))
 
 
 def report(z: Floats, y: Floats, calibration: Calibration, owners: Sequence[str]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _errors(y: Floats, p: Floats) -> dict[str, float]:
     return {"ece": round(ece(y, p), 4), "smece": round(smooth_ece(y, p), 4), "brier": round(brier(y, p), 4)}
 
 
-def _crossed(z: Floats, y: Floats, method: str, owners: Sequence[str]) -> Floats:
+def _crossed(z: Floats, y: Floats, method: Method, owners: Sequence[str]) -> Floats:
     half = np.array([sha256(owner.encode()).digest()[0] % 2 == 0 for owner in owners])
     p = np.empty(len(z))
     for part in (half, ~half):

@@ -27,7 +27,11 @@ def export_onnx(model: RuleReader, path: Path, limits: Limits) -> None:
     ids = torch.ones(batch, length, dtype=torch.long)
     positions = torch.arange(length).expand(batch, length).contiguous()
     heads = torch.tensor([[20, 28, 36]] * batch)
-    b, t, r = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("tokens", min=8, max=4096), torch.export.Dim("rules", min=1, max=1024)
+    b, t, r = (
+        torch.export.Dim("batch", min=1, max=4096),
+        torch.export.Dim("tokens", min=8, max=4096),
+        torch.export.Dim("rules", min=1, max=1024),
+    )
     shapes = {"ids": {0: b, 1: t}, "blocks": {0: b, 1: t}, "positions": {0: b, 1: t}, "heads": {0: b, 1: r}}
     program = torch.onnx.export(
         model,

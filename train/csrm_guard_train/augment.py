@@ -104,7 +104,7 @@ class Augmenter:
             target = render_rule(Rule(id="target", text=target, stance="require"))
         # (text, permits, broken by `violating`, broken by `compliant`, weight in each, origin).
         # The rules that have to be read weigh more than those that only have to be passed over.
-        rows = [
+        rows: list[tuple[str, tuple[str, ...], bool, bool, float, float, str]] = [
             (target, (), True, False, 2.0, 2.0, "rule"),
             (item.lenient, (), False, False, 1.0, 0.5, "lenient"),
         ]

@@ -118,7 +118,11 @@ def to_batch(rows: Sequence[Encoded]) -> TrainBatch:
     arrays = collate(flat)
     width = arrays.heads.shape[1]
     slots: list[list[int]] = []
-    labels, weights, owners, more, less = [], [], [], [], []
+    labels: list[float] = []
+    weights: list[float] = []
+    owners: list[int] = []
+    more: list[int] = []
+    less: list[int] = []
     sequence = example = 0
     for row in rows:
         first: list[int] = []

@@ -76,9 +76,7 @@ def _pick(messages: Sequence[Message], vocabulary: Sequence[str], rng: random.Ra
     return word, _has(word, text)
 
 
-def _norm(
-    present: bool, forbid: Sequence[str], require: Sequence[str], kind: str, rng: random.Random
-) -> Checkable:
+def _norm(present: bool, forbid: Sequence[str], require: Sequence[str], kind: str, rng: random.Random) -> Checkable:
     if rng.random() < 0.5:
         return Checkable(rng.choice(forbid), present, kind)
     return Checkable(rng.choice(require), not present, kind)
@@ -220,8 +218,8 @@ _FEATURES: list[tuple[str, list[str], list[str]]] = [
     ),
     (
         r"\b(i|i'm|i've|i'll|i'd|me|my)\b",
-        ["Do not speak in the first person singular.", "Avoid \"I\", \"me\" and \"my\"."],
-        ["Speak in the first person singular.", "Use \"I\" or \"my\" at least once."],
+        ["Do not speak in the first person singular.", 'Avoid "I", "me" and "my".'],
+        ["Speak in the first person singular.", 'Use "I" or "my" at least once.'],
     ),
     (
         r"\b(please)\b",

@@ -53,7 +53,9 @@ def find_backbone(name: str, folders: Path | None) -> Path:
     """
     path = (folders / name) if folders else Path(name)
     if not (path / "config.json").is_file() or not (path / "tokenizer.json").is_file():
-        raise CheckpointError(f"{path}: no config.json and tokenizer.json; give --backbones the folder that holds {name!r}")
+        raise CheckpointError(
+            f"{path}: no config.json and tokenizer.json; give --backbones the folder that holds {name!r}"
+        )
     return path
 
 

@@ -98,9 +98,7 @@ class Authored:
         items = parted(self.items, lambda row: row.setting)
         rungs = parted(self.rungs, lambda row: row.category)
         transcripts = parted(self.transcripts, lambda row: row.policy)
-        train, out = (
-            Authored(i, self.ladders, r, t) for i, r, t in zip(items, rungs, transcripts, strict=True)
-        )
+        train, out = (Authored(i, self.ladders, r, t) for i, r, t in zip(items, rungs, transcripts, strict=True))
         return train, out
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,11 @@ def validate(model: RuleReader, trained: Trained, rows: Sequence[Row]) -> dict[s
 
 
 def _compute_copy(model: RuleReader, recipe: Recipe) -> RuleReader:
-    """Return the copy that runs forward and backward: bfloat16 halves the memory traffic, while
-    the float32 weights keep the small updates that bfloat16 would round away."""
+    """Return the copy that runs forward and backward.
+
+    bfloat16 halves the memory traffic; the float32 weights keep the small updates that it would
+    round away.
+    """
     if recipe.precision == "float32":
         return model
     return copy.deepcopy(model).to(torch.bfloat16)
@@ -151,7 +154,7 @@ def _plan(augmenter: Augmenter, trained: Trained, recipe: Recipe) -> int:
     return int(recipe.epochs * sum(row.longest * row.count for row in rows))
 
 
-def _steps(augmenter: Augmenter, trained: Trained, recipe: Recipe, run: Run) -> Any:
+def _steps(augmenter: Augmenter, trained: Trained, recipe: Recipe, run: Run) -> Iterator[list[Encoded]]:
     """Yield the groups of each step, for ever; epochs and their order depend on the seed alone."""
     epoch, skip = 0, run.step
     while True:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-__all__ = ["adaptive_ece", "auroc", "bootstrap", "brier", "classification_report", "ece", "smooth_ece"]
+__all__ = ["adaptive_ece", "auroc", "bootstrap", "brier", "classification_report", "decisions", "ece", "smooth_ece"]
 
 Floats = NDArray[np.float64]
 
@@ -25,10 +26,9 @@ def ece(y: Floats, p: Floats, *, bins: int = 15) -> float:
 
 
 def adaptive_ece(y: Floats, p: Floats, *, bins: int = 15) -> float:
-    """Return the expected calibration error over bins of equal mass."""
-    index = np.empty(len(p), int)
-    index[np.argsort(p, kind="stable")] = np.arange(len(p)) * bins // max(len(p), 1)
-    return _binned(y, p, index, bins)
+    """Return the expected calibration error over bins of equal mass; equal p share a bin."""
+    edges = np.quantile(p, np.linspace(0.0, 1.0, bins + 1)[1:-1])
+    return _binned(y, p, np.searchsorted(edges, p, side="left"), bins)
 
 
 def _binned(y: Floats, p: Floats, index: NDArray[np.int_], bins: int) -> float:
@@ -48,29 +48,24 @@ def smooth_ece(y: Floats, p: Floats, *, grid: int = 1001) -> float:
     width s is the integral of the absolute smoothed residual, and smECE is the fixed point
     error(s) = s. The error falls as s grows, so bisection finds it.
     """
-    t = np.linspace(0.0, 1.0, grid)
     place = np.clip(np.rint(p * (grid - 1)).astype(int), 0, grid - 1)
     mass = np.bincount(place, weights=y - p, minlength=grid) / len(p)
 
     def error(width: float) -> float:
-        # Reflection: an image of each point at -x and at 2 - x keeps the mass in [0, 1].
-        distance = t[:, None] - t[None, :]
-        mirror = t[:, None] + t[None, :]
-        kernel = sum(np.exp(-0.5 * (d / width) ** 2) for d in (distance, mirror, mirror - 2.0))
-        smoothed = (kernel / (width * np.sqrt(2 * np.pi))) @ mass
-        return float(np.trapezoid(np.abs(smoothed), t))
+        # `reflect` mirrors the mass at 0 and at 1, so that none is smoothed out of [0, 1].
+        smoothed = gaussian_filter1d(mass, width * (grid - 1), mode="reflect", truncate=5.0)
+        return float(np.abs(smoothed).sum())
 
     low, high = 1e-3, 1.0
-    for _ in range(12):
+    for _ in range(14):
         middle = (low + high) / 2
         low, high = (middle, high) if error(middle) > middle else (low, middle)
     return high
 
 
-def classification_report(y: Floats, p: Floats, *, threshold: float = 0.5) -> dict[str, float]:
-    """Return the standard numbers at a threshold on P(unsafe), and those that need none."""
+def decisions(y: Floats, p: Floats, *, threshold: float = 0.5) -> dict[str, float]:
+    """Return counts, both classes' F1 and the AUROC; positive is P(unsafe) >= threshold."""
     guess = (p >= threshold).astype(int)
-    both = len(np.unique(y)) == 2
     return {
         "n": float(len(y)),
         "prevalence": float(np.mean(y)),
@@ -79,6 +74,14 @@ def classification_report(y: Floats, p: Floats, *, threshold: float = 0.5) -> di
         "f1_macro": float(f1_score(y, guess, average="macro", labels=[0, 1], zero_division=0)),
         "accuracy": float(np.mean(guess == y)),
         "auroc": auroc(y, p),
+    }
+
+
+def classification_report(y: Floats, p: Floats, *, threshold: float = 0.5) -> dict[str, float]:
+    """Return the standard numbers at a threshold on P(unsafe), and those that need none."""
+    both = len(np.unique(y)) == 2
+    return {
+        **decisions(y, p, threshold=threshold),
         "auprc_unsafe": float(average_precision_score(y, p)) if both else float("nan"),
         "auprc_safe": float(average_precision_score(1 - y, 1 - p)) if both else float("nan"),
         "ece": ece(y, p),

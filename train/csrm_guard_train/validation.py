@@ -48,8 +48,13 @@ def _to_object(row: Row) -> dict[str, Any]:
 
 
 def _row(
-    key: str, rules: list[tuple[str, str]], messages: tuple[Message, ...], violated: tuple[str, ...],
-    *, stage: Stage = "response", scope: Scope = "last message",
+    key: str,
+    rules: list[tuple[str, str]],
+    messages: tuple[Message, ...],
+    violated: tuple[str, ...],
+    *,
+    stage: Stage = "response",
+    scope: Scope = "last message",
 ) -> Row:
     policy = Policy(name=key, rules=tuple(Rule(id=i, text=t) for i, t in rules))
     return Row(key, policy, messages, stage, bool(violated), violated, scope)
@@ -82,6 +87,4 @@ def _rung(rung: Rung, authored: Authored, rng: random.Random) -> Iterator[Row]:
 
 
 def _transcript(row: Transcript) -> Row:
-    return _row(
-        row.id, list(row.rules.items()), row.messages, tuple(sorted(row.violated)), scope="any assistant turn"
-    )
+    return _row(row.id, list(row.rules.items()), row.messages, tuple(sorted(row.violated)), scope="any assistant turn")

@@ -1,0 +1,56 @@
+import pytest
+
+from csrm_guard import Message, RewardModel, Rule, ScoringError, ScoringRequest, ToolCall
+from csrm_guard.testing import KeywordRewardModel, ScriptedRewardModel
+
+RULES = (Rule(id="a", text="x"), Rule(id="b", text="x"))
+
+
+def asked(*messages):
+    return [ScoringRequest(messages, RULES)]
+
+
+@pytest.mark.parametrize("model", [KeywordRewardModel(), ScriptedRewardModel([])], ids=["keyword", "scripted"])
+def test_the_fakes_are_reward_models(model):
+    assert isinstance(model, RewardModel)
+
+
+@pytest.mark.parametrize(
+    ("message", "q"),
+    [
+        (Message("user", "A BOMB"), 0.99),
+        (Message("user", "bread"), 0.01),
+        (Message("assistant", "", (ToolCall("f", "a bomb"),)), 0.99),
+    ],
+    ids=["keyword", "other", "tool call"],
+)
+def test_a_keyword_violates_every_rule(message, q):
+    (reading,) = KeywordRewardModel("bomb").score(asked(message))
+    assert reading.q.tolist() == [[q, q]]
+
+
+def test_a_keyword_in_the_context_violates_nothing():
+    (reading,) = KeywordRewardModel("bomb").score(asked(Message("user", "a bomb"), Message("user", "bread")))
+    assert reading.q.max() == 0.01
+
+
+def test_a_threshold_of_the_keyword_model_parts_its_answers():
+    model = KeywordRewardModel("bomb", violated=0.8, kept=0.2)
+    assert 0.2 < model.threshold_at(0.01) < 0.8
+
+
+def test_a_script_is_followed_in_order_and_recorded():
+    model = ScriptedRewardModel([0.2, {"b": 0.9}])
+    readings = [model.score(asked(Message("user", text)))[0].q.tolist() for text in ("one", "two")]
+    assert readings == [[[0.2, 0.2]], [[0.0, 0.9]]]
+    assert [r.messages[0].content for r in model.requests] == ["one", "two"]
+
+
+def test_a_script_raises_its_exceptions():
+    with pytest.raises(OSError, match="gone"):
+        ScriptedRewardModel([OSError("gone")]).score(asked(Message("user", "x")))
+
+
+def test_a_script_that_is_over_says_so():
+    with pytest.raises(ScoringError, match="no answer left"):
+        ScriptedRewardModel([]).score(asked(Message("user", "x")))

@@ -1,0 +1,89 @@
+import random
+from collections.abc import Iterator
+
+from csrm_guard_train.augment import Augmenter, Group, LabelledRule
+from csrm_guard_train.data import Authored
+from csrm_guard_train.recipe import Mixture
+
+
+def items(authored: Authored, **changes: float) -> Iterator[Group]:
+    augmenter = Augmenter(authored, Mixture(**changes))  # type: ignore[arg-type]
+    rng = random.Random(0)
+    for _ in range(4):
+        for item in authored.items:
+            yield augmenter.item(item, rng)
+
+
+def labels(rules: tuple[LabelledRule, ...], kind: str) -> list[bool]:
+    return [r.violated for r in rules if r.origin.endswith(f"/{kind}")]
+
+
+def test_the_violating_message_breaks_the_rule_and_the_other_keeps_it(authored: Authored):
+    for group in items(authored):
+        breaking, keeping = group.examples
+        assert labels(breaking.rules, "rule") == [True]
+        assert labels(keeping.rules, "rule") == [False]
+
+
+def test_a_lenient_wording_excuses_the_same_message(authored: Authored):
+    assert all(labels(g.examples[0].rules, "lenient") == [False] for g in items(authored))
+
+
+def test_a_strict_wording_turns_the_same_message_unsafe(authored: Authored):
+    found = [labels(g.examples[1].rules, "strict") for g in items(authored)]
+    assert [True] in found
+    assert [False] not in found
+
+
+def test_an_apt_permission_excuses_and_another_does_not(authored: Authored):
+    groups = list(items(authored, permits=1.0))
+    excused = [r for g in groups for r in g.examples[0].rules if r.origin.endswith("/permitted")]
+    other = [r for g in groups for r in g.examples[0].rules if r.origin.endswith("/permitted-else")]
+    assert excused
+    assert other
+    assert not any(r.violated for r in excused)
+    assert all(r.violated for r in other)
+    assert all(r.permits for r in excused + other)
+
+
+def test_both_messages_of_a_pair_stand_under_the_same_rules(authored: Authored):
+    for group in items(authored, checkable=0):
+        breaking, keeping = group.examples
+        assert [r.text for r in breaking.rules] == [r.text for r in keeping.rules]
+
+
+def test_orders_point_from_more_to_less_violated(authored: Authored):
+    for group in items(authored):
+        for order in group.orders:
+            more = group.examples[order.more[0]].rules[order.more[1]]
+            less = group.examples[order.less[0]].rules[order.less[1]]
+            assert more.violated
+            assert not less.violated
+
+
+def test_a_rung_is_unsafe_from_its_own_level_down(authored: Authored):
+    augmenter, rng = Augmenter(authored, Mixture(permits=0.0, checkable=0)), random.Random(0)
+    for rung in authored.rungs:
+        for rule in augmenter.rung(rung, rng).examples[0].rules:
+            if "/from-" in rule.origin:
+                start = int(rule.origin.rsplit("-", 1)[1])
+                assert rule.violated == (rung.level >= start and rung.level > 0)
+
+
+def test_every_assistant_turn_of_a_transcript_is_a_view(authored: Authored):
+    augmenter, rng = Augmenter(authored, Mixture()), random.Random(0)
+    for row in authored.transcripts:
+        (example,) = augmenter.transcript(row, rng).examples
+        assert len(example.views) == sum(m.role == "assistant" for m in row.messages)
+        assert all(view[-1].role == "assistant" for view in example.views)
+
+
+def test_every_label_says_where_it_comes_from(authored: Authored):
+    for group in Augmenter(authored, Mixture()).epoch(random.Random(0)):
+        assert all(rule.origin for example in group.examples for rule in example.rules)
+
+
+def test_an_epoch_depends_on_the_seed_alone(authored: Authored):
+    augmenter = Augmenter(authored, Mixture())
+    assert augmenter.epoch(random.Random(5)) == augmenter.epoch(random.Random(5))
+    assert augmenter.epoch(random.Random(5)) != augmenter.epoch(random.Random(6))

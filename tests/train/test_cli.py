@@ -1,0 +1,56 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from csrm_guard_train.__main__ import app
+from csrm_guard_train.evaluate import app as evaluate_app
+from tests.tiny import make_recipe
+
+DEV = Path(__file__).resolve().parents[2] / "train" / "data" / "dev" / "transcripts_dev.jsonl.gz"
+
+
+def test_a_bad_recipe_ends_with_code_2(tmp_path: Path):
+    result = CliRunner().invoke(app, [str(make_recipe(tmp_path / "r.toml", sped=1))])
+    assert result.exit_code == 2
+    assert "sped" in result.output
+
+
+@pytest.mark.slow
+def test_a_run_trains_stops_and_goes_on(backbones: Path, authored_folder: Path, tmp_path: Path):
+    recipe = make_recipe(tmp_path / "r.toml", epochs=0.2)
+    args = [str(recipe), "--backbones", str(backbones), "--data", str(authored_folder), "--out", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, [*args, "--stop-after", "0"]).exit_code == 0
+    assert (tmp_path / "run" / "checkpoint" / "resume.pt").is_file()
+    assert CliRunner().invoke(app, args).exit_code == 0
+    card = json.loads((tmp_path / "run" / "checkpoint" / "card.json").read_text())
+    assert card["authored"]["files"]
+    assert card["rows"]["items"] > 0
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_overwritten(backbones: Path, authored_folder: Path, tmp_path: Path):
+    recipe = make_recipe(tmp_path / "r.toml", epochs=0.05)
+    args = [str(recipe), "--backbones", str(backbones), "--data", str(authored_folder), "--out", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, args).exit_code == 0
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 2
+    assert "finished" in result.output
+
+
+@pytest.mark.slow
+def test_evaluation_writes_numbers_and_a_table(tmp_path: Path):
+    result = CliRunner().invoke(evaluate_app, [str(DEV), str(tmp_path), "--rounds", "20"])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["real"]["n"] == 48
+    assert "shuffled policy" in (tmp_path / "table.md").read_text()
+
+
+def test_evaluation_of_unlabelled_rows_ends_with_code_2(tmp_path: Path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"id": "1", "policy": {"rules": [{"id": "a", "text": "b"}]}, "messages": ["hi"]}\n')
+    result = CliRunner().invoke(evaluate_app, [str(source), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "label" in result.output

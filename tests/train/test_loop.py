@@ -1,0 +1,67 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from csrm_guard.rows import Row
+from csrm_guard_train.augment import Augmenter
+from csrm_guard_train.checkpoint import Trained, load_checkpoint, start
+from csrm_guard_train.data import Authored
+from csrm_guard_train.loop import train, validate
+from csrm_guard_train.recipe import Mixture, Recipe
+from csrm_guard_train.validation import validation_rows
+
+pytestmark = pytest.mark.slow
+RECIPE = Recipe(backbone="tiny", epochs=0.4, step_tokens=4096, lr=2e-3, dropout=0.0, mixture=Mixture(checkable=1))
+
+
+def begin(backbones: Path, **changes: object) -> Trained:
+    return start(RECIPE.model_copy(update=changes), backbones / "tiny")
+
+
+def held_out(authored: Authored) -> list[Row]:
+    return validation_rows(authored, 0)[:8]
+
+
+def records(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_falls(authored: Authored, backbones: Path, tmp_path: Path):
+    mixture = Mixture(rungs=0.0, transcripts=0.0, checkable=0, foreign=0, permits=0.0)
+    trained = begin(backbones, epochs=12.0, mixture=mixture, lr=5e-3)
+    train(trained, Augmenter(authored, mixture), [], tmp_path)
+    losses = [r["loss"] for r in records(tmp_path) if "loss" in r]
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(authored: Authored, backbones: Path, tmp_path: Path):
+    augmenter = Augmenter(authored, RECIPE.mixture)
+    whole = begin(backbones)
+    train(whole, augmenter, [], tmp_path / "whole")
+    train(begin(backbones), augmenter, [], tmp_path / "parts", stop_after=0.0)
+    resumed = load_checkpoint(tmp_path / "parts" / "checkpoint")
+    train(resumed, augmenter, [], tmp_path / "parts")
+    for ours, theirs in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_finished_run_leaves_nothing_to_resume(authored: Authored, backbones: Path, tmp_path: Path):
+    train(begin(backbones, epochs=0.1), Augmenter(authored, RECIPE.mixture), [], tmp_path)
+    assert not (tmp_path / "checkpoint" / "resume.pt").exists()
+
+
+def test_the_card_says_how_the_run_went(authored: Authored, backbones: Path, tmp_path: Path):
+    train(begin(backbones, epochs=0.1), Augmenter(authored, RECIPE.mixture), held_out(authored), tmp_path)
+    card = load_checkpoint(tmp_path / "checkpoint").card
+    assert card["training"]["step"] == records(tmp_path)[-1]["step"]
+    assert 0 <= card["training"]["held_out"]["auroc"] <= 1
+
+
+def test_validation_scores_each_kind_of_row(authored: Authored, untrained: Trained):
+    rows = validation_rows(authored, 0)
+    random.Random(0).shuffle(rows)
+    found = validate(untrained.model, untrained, rows)
+    assert {"auroc", "auroc_items", "auroc_same_rule", "auroc_rungs", "auroc_transcripts"} == set(found)

@@ -1,0 +1,43 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from csrm_guard_train.data import Authored
+from csrm_guard_train.public import read_public
+
+
+def write(folder: Path, name: str, *rows: dict[str, object]) -> None:
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def row(harmful: bool | None, *categories: str) -> dict[str, object]:
+    messages = [{"role": "user", "content": "How do I do it?"}, {"role": "assistant", "content": "Like this."}]
+    return {"id": "1", "messages": messages, "labels": {"harmful": harmful, "categories": list(categories)}}
+
+
+def test_a_harmful_row_is_forbidden_and_permitted(authored: Authored, tmp_path: Path):
+    write(tmp_path, "pyrit_scorer_evals", row(True, "violence"))
+    (group,) = read_public(tmp_path, authored.ladders, 0)
+    labels = {rule.origin.rsplit("/", 1)[1]: rule.violated for rule in group.examples[0].rules}
+    assert labels["harm"]
+    assert labels["violence"]
+    assert not labels["allowed"]
+    assert not labels["violence-7"]
+
+
+def test_a_harmless_row_violates_nothing(authored: Authored, tmp_path: Path):
+    write(tmp_path, "benign_conversations", row(False))
+    (group,) = read_public(tmp_path, authored.ladders, 0)
+    assert not any(rule.violated for rule in group.examples[0].rules)
+
+
+def test_rows_without_a_label_are_left_out(authored: Authored, tmp_path: Path):
+    write(tmp_path, "pyrit_scorer_evals", row(None))
+    assert read_public(tmp_path, authored.ladders, 0) == []
+
+
+@pytest.mark.parametrize("name", ["davidson_hate_offensive", "wildguard_aegis_train_prompts"])
+def test_sets_of_unclear_licence_are_not_read(authored: Authored, tmp_path: Path, name: str):
+    write(tmp_path, name, row(True))
+    assert read_public(tmp_path, authored.ladders, 0) == []
