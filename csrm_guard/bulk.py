@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

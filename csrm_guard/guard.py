@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from csrm_guard.decision import decide, refuse
-from csrm_guard.errors import Blocked, MessageError, PolicyError
+from csrm_guard.errors import Blocked, MessageError, PolicyError, ScoringError
 from csrm_guard.messages import Message, MessagesLike, Stage, parse_messages, stages_of
 from csrm_guard.model import Reading, RewardModel, ScoringRequest
-from csrm_guard.policy import Policy, Rule
+from csrm_guard.policy import MAX_RULES, Policy, Rule
 from csrm_guard.verdict import Timings, Verdict
 
 __all__ = ["MAX_MESSAGE_CHARS", "Guard"]
@@ -51,12 +51,7 @@ class Guard:
     def __init__(
         self, policy: Policy | str | Path, model: RewardModel | None = None, *, max_chars: int = MAX_MESSAGE_CHARS
     ) -> None:
-        self.policy = policy if isinstance(policy, Policy) else Policy.load(policy)
-        if self.policy.extends:
-            # Its parents' rules are not there: it would let pass what they forbid.
-            raise PolicyError(
-                f"policy {self.policy.name!r}: `extends` is not resolved; use Policy.from_dict or Policy.from_file"
-            )
+        self.policy = _usable(policy) if isinstance(policy, Policy) else Policy.load(policy)
         self.model = model if model is not None else _default_model()
         self._max_chars = max_chars
         self._thresholds = {rule.id: self._threshold(rule) for rule in self.policy.rules}
@@ -168,8 +163,25 @@ class Guard:
 
     def _threshold(self, rule: Rule) -> float:
         if rule.fpr is not None:
-            return self.model.threshold_at(rule.fpr)
+            found = self.model.threshold_at(rule.fpr)
+            if not 0.0 <= found <= 1.0:  # NaN as well: no q would ever reach it
+                raise ScoringError(f"model {self.model.id}: threshold {found} for rule {rule.id!r} (fpr {rule.fpr})")
+            return found
         return rule.threshold if rule.threshold is not None else self.policy.defaults.threshold
+
+
+def _usable(policy: Policy) -> Policy:
+    """Return a policy built in Python if it holds what a policy from a file must hold."""
+    if policy.extends:
+        # Its parents' rules are not there: it would let pass what they forbid.
+        raise PolicyError(
+            f"policy {policy.name!r}: `extends` is not resolved; use Policy.from_dict or Policy.from_file"
+        )
+    if not policy.rules:
+        raise PolicyError(f"policy {policy.name!r}: it has no rules and would allow everything; add `rules`")
+    if len(policy.rules) > MAX_RULES:
+        raise PolicyError(f"policy {policy.name!r}: {len(policy.rules)} rules; a policy has at most {MAX_RULES}")
+    return policy
 
 
 def _default_model() -> RewardModel:

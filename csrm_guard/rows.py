@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from csrm_guard.errors import MessageError, PolicyError, RowError
 from csrm_guard.messages import Message, Stage, parse_messages
-from csrm_guard.policy import Policy
+from csrm_guard.policy import BUILTINS, Policy
 
 __all__ = ["Row", "Scope", "parse_row", "read_jsonl", "views"]
 
@@ -108,6 +107,10 @@ def views(messages: tuple[Message, ...], scope: Scope) -> tuple[tuple[Message, .
 def _known(policy: object) -> Mapping[str, Any]:
     if not isinstance(policy, Mapping):
         raise PolicyError(f"a policy is a mapping, not {type(policy).__name__}")
+    parents = policy.get("extends") or ()
+    if not isinstance(parents, list | tuple) or any(parent not in BUILTINS for parent in parents):
+        # Rows come from anywhere: one must not make us open files of its choice.
+        raise PolicyError(f"the policy of a row may extend built-in policies only: {', '.join(BUILTINS)}")
     return policy
 
 

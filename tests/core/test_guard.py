@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from csrm_guard import Blocked, Guard, Message, MessageError, Policy, PolicyError, Reading, ScoringError
+from csrm_guard import Blocked, Guard, Message, MessageError, Policy, PolicyError, Reading, Rule, ScoringError
 from csrm_guard.testing import KeywordRewardModel, ScriptedRewardModel
 
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": "a bomb"}]}
@@ -248,3 +248,18 @@ def test_one_guard_serves_many_threads(guard):
     with ThreadPoolExecutor(8) as pool:
         verdicts = list(pool.map(guard.check, texts))
     assert [v.allowed for v in verdicts] == ["bread" in text for text in texts]
+
+
+def test_a_policy_without_rules_is_refused():
+    with pytest.raises(PolicyError, match="no rules"):
+        Guard(Policy(name="empty"), KeywordRewardModel("bomb"))
+
+
+def test_a_model_whose_threshold_is_not_a_number_is_refused():
+    class Lost(KeywordRewardModel):
+        def threshold_at(self, fpr: float) -> float:
+            return float("nan")
+
+    policy = Policy(rules=(Rule(id="a", text="no bombs", fpr=0.01),))
+    with pytest.raises(ScoringError, match="rule 'a'"):
+        Guard(policy, Lost("bomb"))

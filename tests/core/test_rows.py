@@ -130,3 +130,17 @@ def test_each_assistant_turn_is_a_view_with_its_history():
 
 def test_a_conversation_without_assistant_turns_is_one_view():
     assert views(TURNS[:1], "any assistant turn") == (TURNS[:1],)
+
+
+def test_a_row_cannot_make_the_reader_open_files(tmp_path):
+    (tmp_path / "secret.yaml").write_text("name: x\nrules: [{id: a, text: b}]\n")
+    policy = {"extends": [str(tmp_path / "secret.yaml")], "rules": [{"id": "c", "text": "d"}]}
+    with pytest.raises(RowError, match="built-in"):
+        parse_row({"policy": policy, "messages": ["hi"]}, "here:1")
+
+
+def test_a_row_may_extend_a_built_in():
+    policy = {"extends": ["baseline-harms"], "rules": [{"id": "c", "text": "d"}]}
+    row = parse_row({"policy": policy, "messages": ["hi"]}, "here:1")
+    assert row.policy is not None
+    assert len(row.policy.rules) > 1

@@ -30,13 +30,13 @@ def out(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(checkpoint: Path) -> Trained:
-    return load_checkpoint(checkpoint, attention="eager")
+    return load_checkpoint(checkpoint)
 
 
 @pytest.fixture(scope="module")
-def fp32_graph(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fp32_graph(checkpoint: Path, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
-    export_onnx(trained.model, path, trained.recipe.limits)
+    export_onnx(load_checkpoint(checkpoint, attention="eager").model, path, trained.recipe.limits)
     return path
 
 

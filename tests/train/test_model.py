@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import Tensor
 
@@ -45,6 +46,12 @@ def test_a_rule_reads_the_judged_message(untrained: Trained):
 def test_a_rule_reads_the_context(untrained: Trained):
     other = Window((10, 99, 12), WINDOW.judged, 0, 1)
     assert not torch.allclose(logits(untrained, WINDOW, RULES), logits(untrained, other, RULES), atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_every_attention_obeys_the_mask(untrained: Trained, attention: str):
+    untrained.model.backbone.set_attn_implementation(attention)
+    assert torch.allclose(logits(untrained, WINDOW, RULES)[:1], logits(untrained, WINDOW, RULES[:1]), atol=1e-6)
 
 
 def test_the_context_reads_neither_message_nor_rules():

@@ -56,6 +56,15 @@ class RuleReader(nn.Module):
         """The encoder's configuration."""
         return self.backbone.config
 
+    def _additive(self, mask: Tensor) -> Tensor:
+        """Return the mask as what is added to attention scores.
+
+        transformers' eager attention adds any 4-D mask as it is, also a boolean one, which then
+        hides nothing; only the additive form means the same in every implementation.
+        """
+        hidden = torch.zeros((), dtype=self.dense.weight.dtype, device=mask.device)
+        return torch.where(mask, hidden, hidden - 1e4)
+
     def forward(self, ids: Tensor, blocks: Tensor, positions: Tensor, heads: Tensor) -> Tensor:
         """Return violation logits (B, R); higher is more violated. All inputs are int64.
 
@@ -68,7 +77,7 @@ class RuleReader(nn.Module):
         types = ((blocks >= 0) & (blocks < FIRST_RULE)).long()
         hidden = self.backbone(
             input_ids=ids,
-            attention_mask=attention_mask(blocks),
+            attention_mask=self._additive(attention_mask(blocks)),
             token_type_ids=types,
             position_ids=positions,
         ).last_hidden_state  # (B, T, H)
