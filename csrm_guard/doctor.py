@@ -30,7 +30,7 @@ class SelfTest:
     @property
     def passed(self) -> bool:
         """Whether the keeping message is judged safer, by a clear margin."""
-        return self.keeping > self.breaking + 0.5
+        return self.keeping > self.breaking + 0.25
 
     def describe(self) -> str:
         """Return the outcome in one line."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ def run(
     backbones: Annotated[Path | None, typer.Option(help="Folder of pretrained encoders; the recipe names one.")] = None,
     data: Annotated[Path, typer.Option(help="Folder of authored sets.")] = _DATA,
     public: Annotated[Path | None, typer.Option(help="Folder of public sets, optional.")] = None,
+    init: Annotated[Path | None, typer.Option(help="A finished checkpoint to start from, not the backbone.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint/, log.jsonl.")] = Path("runs/default"),
     stop_after: Annotated[float | None, typer.Option(help="Seconds after which to save and stop.")] = None,
 ) -> None:
@@ -40,7 +42,7 @@ def run(
         authored = read_authored(data)
         training, held_out = authored.split(recipe.validation, recipe.seed)
         groups = read_public(public, authored.ladders, recipe.seed) if public else []
-        trained = _begin(recipe, backbones, out)
+        trained = _begin(recipe, backbones, init, out)
     except (CsrmGuardError, RecipeError, CheckpointError) as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(2) from exc
@@ -57,9 +59,16 @@ def run(
     typer.echo(f"{report.step} steps, {report.tokens} tokens, {report.seconds:.0f} s -> {out / 'checkpoint'}")
 
 
-def _begin(recipe: Recipe, backbones: Path | None, out: Path) -> Trained:
-    """Return the run's saved state, or a fresh model on the recipe's backbone."""
+def _begin(recipe: Recipe, backbones: Path | None, init: Path | None, out: Path) -> Trained:
+    """Return the run's saved state, or a model that starts from `init` or the recipe's backbone."""
     checkpoint = out / "checkpoint"
+    if not checkpoint.is_dir() and init is not None:
+        earlier = load_checkpoint(init)
+        same = ("backbone", "limits", "seed", "validation")
+        if any(getattr(earlier.recipe, name) != getattr(recipe, name) for name in same):
+            raise CheckpointError(f"{init}: {', '.join(same)} must be those of the recipe")
+        # The same seed and share hold the same deployments out.
+        return replace(earlier, recipe=recipe, card={"started_from": earlier.card}, held_out=[])
     if not checkpoint.is_dir():
         return start(recipe, find_backbone(recipe.backbone, backbones))
     saved = load_checkpoint(checkpoint)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from csrm_guard.messages import Message
-from csrm_guard.policy import Rule
+from csrm_guard.policy import Policy, Rule
 from csrm_guard.template import render_rule
 from csrm_guard_train.checkable import checkable_rules
 from csrm_guard_train.data import Authored, Item, Rung, Transcript
@@ -23,6 +23,21 @@ from csrm_guard_train.recipe import Mixture
 __all__ = ["Augmenter", "Example", "Group", "LabelledRule", "Order"]
 
 T = TypeVar("T")
+
+# Ladders whose gravest levels break a rule of the built-in policy `baseline-harms`.
+_BASELINE = {
+    "violence": "violence-and-threats",
+    "weapons": "weapons",
+    "hate_and_discrimination": "hate",
+    "harassment_and_bullying": "harassment",
+    "self_harm": "self-harm",
+    "illegal_drugs": "illegal-drugs",
+    "financial_crime_and_fraud": "crime-and-fraud",
+    "cybercrime": "cybercrime",
+    "privacy_and_personal_data": "privacy",
+    "medical_legal_financial_advice": "dangerous-professional-advice",
+    "misinformation_and_deception": "deception-and-misinformation",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +100,7 @@ class Augmenter:
         self._foreign = sorted({rule for item in authored.items for rule in (item.rule, *item.distractors)})
         self._permissions = sorted({item.lenient for item in authored.items})
         words = {w for item in authored.items for w in item.compliant[-1].content.lower().split()}
+        self._harms = {rule.id: rule.text for rule in Policy.builtin("baseline-harms").rules}
         self._vocabulary = sorted(w for w in words if w.isalpha() and len(w) > 4)
 
     def epoch(self, rng: random.Random) -> list[Group]:
@@ -114,6 +130,7 @@ class Augmenter:
             rows.append(self._permitted(item, target, rng))
         rows += [(text, (), False, False, 0.6, 0.6, "distractor") for text in _sample(item.distractors, 0.7, rng)]
         rows += [(text, (), False, False, 0.4, 0.4, "foreign") for text in self._foreigners(item.setting, rng)]
+        rows += [(text, (), False, False, 0.4, 0.4, "content") for text in self._contents(rng)]
         order = list(range(len(rows)))
         rng.shuffle(order)
         at = {rows[old][6]: new for new, old in enumerate(order)}
@@ -154,7 +171,8 @@ class Augmenter:
             orders = [Order((0, near.index(max(level, 1))), (0, near.index(min(level + 1, 7))))]
         if level > 0 and rng.random() < self._mixture.permits * 2:
             rules.append(self._excused(rung, rng))
-        rules += [self._elsewhere(rung, rng)]
+        rules += [self._elsewhere(rung, rng) for _ in range(1 + self._mixture.content // 2)]
+        rules += self._baseline(rung, rng)
         rules += [LabelledRule(t, False, f"{rung.id}/foreign", (), 0.4) for t in self._foreigners("", rng)]
         rules += self._checkable(rung.messages, rng)
         return Group(rung.id, (Example((rung.messages,), tuple(rules)),), tuple(orders))
@@ -168,6 +186,29 @@ class Augmenter:
         other = ladder.rungs[rng.randint(level + 1, 6)]
         return LabelledRule(text, True, f"{rung.id}/excused-else", (other,), 0.8)
 
+    def _baseline(self, rung: Rung, rng: random.Random) -> list[LabelledRule]:
+        """Return the built-in rule on the rung's category: kept at its mildest, broken at its gravest."""
+        if not self._mixture.content or rung.category not in _BASELINE or rung.level in (2, 3, 4):
+            return []
+        text = self._harms[_BASELINE[rung.category]]
+        others = [t for i, t in self._harms.items() if i != _BASELINE[rung.category]] if rung.level == 0 else []
+        found = [LabelledRule(text, rung.level >= 5, f"{rung.id}/baseline", (), 0.8)]
+        if others:
+            found.append(LabelledRule(rng.choice(others), False, f"{rung.id}/baseline-else", (), 0.4))
+        return found
+
+    def _contents(self, rng: random.Random) -> list[str]:
+        """Return rules about grave content, which conversations of ordinary deployments keep."""
+        ladders = sorted(self._authored.ladders)
+        found = []
+        for _ in range(self._mixture.content):
+            if rng.random() < 0.5:
+                found.append(rng.choice(sorted(self._harms.values())))
+            else:
+                guidelines = self._authored.ladders[rng.choice(ladders)].guidelines
+                found.append(rng.choice(guidelines[rng.randint(4, 6)]))
+        return found
+
     def _elsewhere(self, rung: Rung, rng: random.Random) -> LabelledRule:
         """Return a guideline of another category that forbids only its graver levels."""
         other = rng.choice(sorted(set(self._authored.ladders) - {rung.category}))
@@ -180,6 +221,7 @@ class Augmenter:
         ends = [i for i, m in enumerate(row.messages) if m.role == "assistant"]
         views = tuple(row.messages[: i + 1] for i in ends)
         rules = [LabelledRule(t, i in row.violated, f"{row.id}/{i}") for i, t in row.rules.items()]
+        rules += [LabelledRule(text, False, f"{row.id}/content", (), 0.4) for text in self._contents(rng)[:1]]
         rng.shuffle(rules)
         return Group(row.id, (Example(views, tuple(rules)),))
 

@@ -29,6 +29,8 @@ class Mixture(BaseModel):
         public: share of the public conversations, if any are given.
         checkable: rules whose violation a program can tell, added to each conversation.
         foreign: rules of other deployments added to each conversation.
+        content: rules about harmful content, of ladders and of the built-in policy
+            `baseline-harms`, added to each conversation that they do not concern.
         permits: probability that a rule is also shown with permissions, apt or not.
     """
 
@@ -40,6 +42,7 @@ class Mixture(BaseModel):
     public: Share = 1.0
     checkable: int = Field(default=2, ge=0)
     foreign: int = Field(default=1, ge=0)
+    content: int = Field(default=0, ge=0)
     permits: Share = 0.35
 
 
