@@ -56,17 +56,13 @@ class OnnxRewardModel:
         manifest: what the directory holds, already checked.
         encoder: its tokenizer at work.
         session: its graph at work.
-        batch_tokens: padded tokens run at once; bounds memory.
     """
 
-    def __init__(
-        self, manifest: Manifest, encoder: Encoder, session: InferenceSession, *, batch_tokens: int = 4096
-    ) -> None:
+    def __init__(self, manifest: Manifest, encoder: Encoder, session: InferenceSession) -> None:
         self.manifest = manifest
         self._id = manifest.id
         self._encoder = encoder
         self._session = session
-        self._batch_tokens = batch_tokens
         self._rule_ids = lru_cache(maxsize=_RULES_CACHED)(self._encode_rule)
 
     @classmethod
@@ -76,7 +72,6 @@ class OnnxRewardModel:
         *,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
-        batch_tokens: int = 4096,
     ) -> OnnxRewardModel:
         """Load a model directory that csrm-export wrote.
 
@@ -84,7 +79,6 @@ class OnnxRewardModel:
             folder: the directory.
             threads: threads of one run; None: one per core.
             providers: execution providers, the first that works is used; None: the CPU.
-            batch_tokens: padded tokens run at once.
 
         Raises:
             ArtifactError: the directory is incomplete, altered or of another version.
@@ -94,7 +88,7 @@ class OnnxRewardModel:
         manifest = read_manifest(folder)
         encoder = _load_encoder(folder, manifest)
         session = _load_session(folder / manifest.graph, threads, providers)
-        return cls(manifest, encoder, session, batch_tokens=batch_tokens)
+        return cls(manifest, encoder, session)
 
     @classmethod
     def default(cls) -> OnnxRewardModel:
@@ -130,7 +124,7 @@ class OnnxRewardModel:
             raise ScoringError(f"model {self.id}: {exc}; give the rule a `threshold` instead") from exc
 
     def score(self, requests: Sequence[ScoringRequest]) -> list[Reading]:
-        """Return one reading per request, in order; requests share batches.
+        """Return one reading per request, in order.
 
         Raises:
             ScoringError: ONNX Runtime failed.
@@ -179,30 +173,21 @@ class OnnxRewardModel:
         return found
 
     def _run(self, sequences: Sequence[_Sequence]) -> list[NDArray[np.float32]]:
-        """Return the logits of each sequence's rules, batching sequences of like length."""
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].packed.ids))
-        logits: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(sequences)
-        for part in self._parts(order, sequences):
-            batch = collate([sequences[i].packed for i in part])
+        """Return the logits of each sequence's rules.
+
+        One sequence a run: int8 takes the range of activations from all that runs together, so
+        that in a batch a row's q would move with its neighbours, and two cores are busy anyway.
+        """
+        logits: list[NDArray[np.float32]] = []
+        for sequence in sequences:
+            batch = collate([sequence.packed])
             feed = {"ids": batch.ids, "blocks": batch.blocks, "positions": batch.positions, "heads": batch.heads}
             try:
-                out = self._session.run(["logits"], feed)[0]  # (B, R)
+                logits.append(self._session.run(["logits"], feed)[0][0])  # (R,)
             except Exception as exc:
                 # ONNX Runtime raises its own unexported types; a caller gets one named error.
                 raise ScoringError(f"model {self.id} failed to run: {exc}") from exc
-            for row, i in zip(out, part, strict=True):
-                logits[i] = row[: len(sequences[i].chunks)]
         return logits
-
-    def _parts(self, order: Sequence[int], sequences: Sequence[_Sequence]) -> list[list[int]]:
-        parts: list[list[int]] = []
-        for i in order:
-            length = len(sequences[i].packed.ids)
-            if parts and length * (len(parts[-1]) + 1) <= self._batch_tokens:
-                parts[-1].append(i)
-            else:
-                parts.append([i])
-        return parts
 
     def _gather(
         self,

@@ -132,7 +132,10 @@ def test_an_output_that_cannot_be_written_is_named(source, tmp_path):
         ({"id": "x", "messages": "hi", "label": "bad"}, r"RowError: .*in\.jsonl:2: label"),
         ({"id": "x", "messages": "hi", "violated": 5}, r"RowError: .*in\.jsonl:2: violated"),
         ({"id": "x", "messages": [{"role": {}}]}, r"RowError: .*in\.jsonl:2: messages\[0\]: unknown role"),
-        ({"id": "x", "messages": "hi", "policy": {"extends": ["none.yaml"]}}, "RowError: .*extends 'none.yaml'"),
+        (
+            {"id": "x", "messages": "hi", "policy": {"extends": ["none.yaml"]}},
+            "RowError: .*may extend built-in policies only",
+        ),
     ],
     ids=["torn", "list", "nested", "no messages", "long", "label", "violated", "role", "policy"],
 )
