@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +15,7 @@ from csrm_guard.errors import CsrmGuardError, RowError
 from csrm_guard.guard import Guard
 from csrm_guard.model import RewardModel
 from csrm_guard.policy import Policy
-from csrm_guard.rows import Row, parse_row, views
+from csrm_guard.rows import Row, parse_object, parse_row, read_lines, views
 from csrm_guard.verdict import RuleResult, Verdict
 
 __all__ = ["BulkReport", "count_lines", "score_file", "score_row", "worst"]
@@ -63,7 +61,7 @@ def score_file(
     guards = _Guards(model, policy)
     scored = errors = 0
     with _open(target) as out:
-        lines = islice(_lines(source), done, None)
+        lines = islice(read_lines(source), done, None)
         for number, line in lines:
             result = _score_line(number, line, guards, source)
             # One write a row: an interruption leaves whole lines, or one torn line at the end.
@@ -76,7 +74,7 @@ def score_file(
 
 def count_lines(source: Path) -> int:
     """Return how many rows a file has, for a progress bar."""
-    return sum(1 for _ in _lines(source))
+    return sum(1 for _ in read_lines(source))
 
 
 def score_row(guard: Guard, row: Row) -> Verdict:
@@ -137,7 +135,7 @@ class _Guards:
 def _score_line(number: int, line: str, guards: _Guards, source: Path) -> dict[str, Any]:
     where = f"{source}:{number}"
     try:
-        row = parse_row(_object(line, where), where)
+        row = parse_row(parse_object(line, where), where)
         return _result(guards.of(row, where), row)
     except CsrmGuardError as exc:
         return {"id": _row_id(line, where), "error": f"{type(exc).__name__}: {exc}"}
@@ -159,37 +157,12 @@ def _result(guard: Guard, row: Row) -> dict[str, Any]:
     }
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as exc:
-        raise RowError(f"{where}: not a whole line of JSON ({exc}); is the file cut short?") from exc
-    if not isinstance(found, dict):
-        raise RowError(f"{where}: expected a JSON object, found {type(found).__name__}")
-    return found
-
-
 def _row_id(line: str, where: str) -> str:
     """Return the id that the result of a line carries: its own, or else its place."""
     try:
-        return str(_object(line, where).get("id", where))
+        return str(parse_object(line, where).get("id", where))
     except RowError:
         return where
-
-
-def _lines(source: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line) of the lines that are not blank."""
-    opener = gzip.open if source.suffix == ".gz" else open
-    number = 0
-    try:
-        with opener(source, "rt", encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield number, line
-    except UnicodeDecodeError as exc:
-        raise RowError(f"{source}:{number + 1}: not UTF-8; save the file as UTF-8") from exc
-    except (OSError, EOFError, zlib.error) as exc:
-        raise RowError(f"{source}: cannot be read whole: {exc}") from exc
 
 
 def _open(target: Path) -> TextIO:
@@ -215,7 +188,7 @@ def _keep_whole_lines(source: Path, target: Path) -> int:
     with target.open("rb+") as stream:
         kept = 0
         count = 0
-        rows = _lines(source)
+        rows = read_lines(source)
         for done in stream:
             if not done.endswith(b"\n") and done[: len(_HEAD)] == _HEAD[: len(done)]:
                 break

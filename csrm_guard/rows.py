@@ -14,7 +14,7 @@ from csrm_guard.errors import MessageError, PolicyError, RowError
 from csrm_guard.messages import Message, Stage, parse_messages
 from csrm_guard.policy import BUILTINS, Policy
 
-__all__ = ["Row", "Scope", "parse_row", "read_jsonl", "views"]
+__all__ = ["Row", "Scope", "parse_object", "parse_row", "read_jsonl", "read_lines", "views"]
 
 Scope: TypeAlias = Literal["last message", "any assistant turn"]
 _STAGES = get_args(Stage)
@@ -43,29 +43,48 @@ class Row:
     scope: Scope
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of a .jsonl or .jsonl.gz file; blank lines are passed over.
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number, line) of a .jsonl or .jsonl.gz file; blank lines are passed over.
 
     Raises:
-        RowError: a line that is not a JSON object, or a file cut short; names file and line.
+        RowError: not UTF-8, or it cannot be read whole; names the file.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
         with opener(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                found = json.loads(line)
-                if not isinstance(found, dict):
-                    raise RowError(f"{path}:{number}: expected a JSON object, found {type(found).__name__}")
-                yield number, found
+                if line.strip():
+                    yield number, line
     except UnicodeDecodeError as exc:
         raise RowError(f"{path}:{number + 1}: not UTF-8; save the file as UTF-8") from exc
-    except (ValueError, RecursionError) as exc:
-        raise RowError(f"{path}:{number}: not a whole line of JSON ({exc}); is the file cut short?") from exc
     except (OSError, EOFError, zlib.error) as exc:
         raise RowError(f"{path}: cannot be read whole: {exc}") from exc
+
+
+def parse_object(line: str, where: str) -> dict[str, Any]:
+    """Return the object of one line.
+
+    Raises:
+        RowError: the line is not a JSON object; the message opens with `where`.
+    """
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as exc:
+        raise RowError(f"{where}: not a whole line of JSON ({exc}); is the file cut short?") from exc
+    if not isinstance(found, dict):
+        raise RowError(f"{where}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of a .jsonl or .jsonl.gz file; blank lines are passed over.
+
+    Raises:
+        RowError: a line that is not a JSON object, or a file cut short; names file and line.
+    """
+    for number, line in read_lines(path):
+        yield number, parse_object(line, f"{path}:{number}")
 
 
 def parse_row(data: Mapping[str, Any], where: str) -> Row:
