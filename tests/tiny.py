@@ -9,18 +9,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 AUTHORED = ROOT / "train" / "data" / "authored"
+_MODERN = {f"{name}_token_id": at for at, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
 
 
-def make_backbone(folder: Path) -> Path:
-    """Write a random two-layer BERT of width 32 with the shipped tokenizer."""
+def make_backbone(folder: Path, kind: str = "bert") -> Path:
+    """Write a random two-layer model of width 32 with the shipped tokenizer."""
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=30522, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-    )
-    BertModel(config).save_pretrained(folder)
+    size = {"vocab_size": 30522, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    extra = {
+        "mpnet": {"pad_token_id": 1},
+        "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2, **_MODERN},
+        "deberta-v2": {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]},
+        "llama": {"num_key_value_heads": 1},
+        "qwen2": {"num_key_value_heads": 1},
+    }
+    config = AutoConfig.for_model(kind, intermediate_size=64, **size, **extra.get(kind, {}))
+    builder = AutoModelForCausalLM if kind in ("llama", "qwen2") else AutoModel
+    builder.from_config(config).save_pretrained(folder)
     shutil.copy(ROOT / "csrm_guard" / "artifacts" / "default" / "tokenizer.json", folder)
     return folder
 

@@ -21,6 +21,7 @@ from csrm_guard_export.onnx import OPSET, export_onnx
 from csrm_guard_export.parity import compare_int8, golden_batches, require_fp32
 from csrm_guard_export.quantize import quantize
 from csrm_guard_train.checkpoint import Trained, load_checkpoint
+from csrm_guard_train.families import special_tokens
 
 __all__ = ["build"]
 
@@ -100,8 +101,11 @@ def _write(
     card: dict[str, Any],
 ) -> Manifest:
     files = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"}
+    cls, sep = special_tokens(trained.tokenizer)
     manifest = Manifest(
         name=name,
+        cls=cls,
+        sep=sep,
         template=TEMPLATE_VERSION,
         files=files,
         precision=precision,

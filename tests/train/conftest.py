@@ -18,6 +18,8 @@ from tests.tiny import make_authored, make_backbone
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backbones")
     make_backbone(folder / "tiny")
+    for kind in ("mpnet", "modernbert", "deberta-v2", "llama", "qwen2"):
+        make_backbone(folder / kind, kind)
     return folder
 
 

@@ -2,15 +2,18 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from csrm_guard.rows import Row
 from csrm_guard_train.augment import Augmenter
+from csrm_guard_train.batches import encode
 from csrm_guard_train.checkpoint import Trained, load_checkpoint, start
 from csrm_guard_train.data import Authored
-from csrm_guard_train.loop import train, validate
-from csrm_guard_train.recipe import Mixture, Recipe
+from csrm_guard_train.loop import _optimizer, _step, train, validate
+from csrm_guard_train.predict import predict
+from csrm_guard_train.recipe import Lora, Mixture, Recipe
 from csrm_guard_train.validation import validation_rows
 
 pytestmark = pytest.mark.slow
@@ -64,4 +67,36 @@ def test_validation_scores_each_kind_of_row(authored: Authored, untrained: Train
     rows = validation_rows(authored, 0)
     random.Random(0).shuffle(rows)
     found = validate(untrained.model, untrained, rows)
-    assert {"auroc", "auroc_items", "auroc_same_rule", "auroc_rungs", "auroc_transcripts"} == set(found)
+    orders = {"violating_over_compliant", "violating_over_lenient", "strict_over_compliant"}
+    assert {"auroc", "auroc_items", "auroc_same_rule", "auroc_rungs", "auroc_transcripts"} | orders == set(found)
+
+
+def test_a_step_in_parts_has_the_gradient_of_the_step_at_once(authored: Authored, backbones: Path):
+    found = []
+    for tokens in (100_000, 1):
+        trained = begin(backbones, precision="float32", batch_tokens=tokens)
+        group = Augmenter(authored, RECIPE.mixture).item(authored.items[0], random.Random(0))
+        row = encode(group, trained.encoder)
+        assert row is not None
+        optimizer = _optimizer(trained.model, trained.recipe)
+        # The same group twice: two halves of equal means.
+        losses, size = _step(trained.model, trained.model, optimizer, [row, row], trained.recipe, 0.5)
+        found.append((losses["loss"], losses["grad_norm"], size))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_lora_leaves_the_backbone_as_it_was_until_it_is_folded_in(authored: Authored, backbones: Path, tmp_path: Path):
+    pytest.importorskip("peft")
+    trained = begin(backbones, backbone="tiny", lora=Lora(rank=4), precision="float32", epochs=0.2)
+    before = start(RECIPE, backbones / "tiny").model.backbone.state_dict()
+    train(trained, Augmenter(authored, RECIPE.mixture), [], tmp_path)
+    after = trained.model.backbone.state_dict()
+    base = {k.replace(".base_layer", ""): v for k, v in after.items() if ".lora_" not in k}
+    assert all(torch.equal(before[k], v) for k, v in base.items())
+    folded = load_checkpoint(tmp_path / "checkpoint").model
+    assert not any(".lora_" in k for k in folded.state_dict())
+    query = "backbone.encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(folded.state_dict()[query], before[query.removeprefix("backbone.")])
+    rows = validation_rows(authored, 0)[:6]
+    ours, theirs = predict(trained.model.eval(), trained.encoder, rows), predict(folded, trained.encoder, rows)
+    assert all(np.allclose(a.logits, b.logits, atol=1e-4) for a, b in zip(ours, theirs, strict=True))

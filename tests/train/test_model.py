@@ -1,11 +1,14 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from csrm_guard.encoding import Window
 from csrm_guard.packing import collate, pack
-from csrm_guard_train.checkpoint import Trained
-from csrm_guard_train.model import attention_mask
+from csrm_guard_train.checkpoint import CheckpointError, Trained, start
+from csrm_guard_train.model import attention_mask, pairs
+from csrm_guard_train.recipe import Recipe, Structure
 
 WINDOW = Window((10, 11, 12), (20, 21, 22, 23), 0, 1)
 RULES = [(101, 30, 31, 102), (101, 40, 102), (101, 50, 51, 52, 102)]
@@ -52,6 +55,73 @@ def test_a_rule_reads_the_context(untrained: Trained):
 def test_every_attention_obeys_the_mask(untrained: Trained, attention: str):
     untrained.model.backbone.set_attn_implementation(attention)
     assert torch.allclose(logits(untrained, WINDOW, RULES)[:1], logits(untrained, WINDOW, RULES[:1]), atol=1e-6)
+
+
+KINDS = ["tiny", "mpnet", "modernbert", "deberta-v2", "llama", "qwen2"]
+STRUCTURES = ["context-first", "conversation", "pairwise", "probes"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_backbone_lets_a_rule_read_another(backbones: Path, kind: str):
+    trained = start(Recipe(backbone=kind, dropout=0.0), backbones / kind)
+    assert torch.allclose(logits(trained, WINDOW, RULES)[1:2], logits(trained, WINDOW, RULES[1:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_backbone_reads_the_message_and_the_rule(backbones: Path, kind: str):
+    trained = start(Recipe(backbone=kind, dropout=0.0), backbones / kind)
+    message = logits(trained, Window(WINDOW.context, (20, 99, 22, 23), 0, 1), RULES)
+    rule = logits(trained, WINDOW, [(101, 30, 99, 102), *RULES[1:]])
+    real = logits(trained, WINDOW, RULES)
+    assert not torch.allclose(real, message, atol=1e-5)
+    assert not torch.allclose(real[:1], rule[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("kind", ["tiny", "llama"])
+def test_no_structure_depends_on_the_order_of_rules(backbones: Path, kind: str, structure: Structure):
+    trained = start(Recipe(backbone=kind, structure=structure, dropout=0.0), backbones / kind)
+    forward, backward = logits(trained, WINDOW, RULES), logits(trained, WINDOW, RULES[::-1])
+    assert torch.allclose(forward, backward.flip(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_padding_changes_nothing_in_any_structure(backbones: Path, structure: Structure):
+    trained = start(Recipe(backbone="tiny", structure=structure, dropout=0.0), backbones / "tiny")
+    assert torch.allclose(logits(trained, WINDOW, RULES), logits(trained, WINDOW, RULES, pad=40), atol=1e-5)
+
+
+def test_a_pair_holds_the_conversation_and_one_rule():
+    blocks = torch.tensor([[0, 1, 2, 2, 3, -1]])
+    ids, alone, _ = pairs(torch.arange(6)[None], blocks, torch.arange(6)[None], rules=2)
+    assert alone.tolist() == [[0, 1, 2, 2, -1, -1], [0, 1, -1, -1, 2, -1]]
+    assert ids.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+
+
+def test_probes_read_rules_and_conversation_apart():
+    mask = attention_mask(torch.tensor([[0, 1, 2, 3, -1]]), "probes")[0, 0]
+    assert mask.tolist() == [
+        [True, True, False, False, False],
+        [True, True, False, False, False],
+        [False, False, True, False, False],
+        [False, False, False, True, False],
+        [False, False, False, False, True],
+    ]
+
+
+def test_the_verbalizer_head_is_the_log_odds_of_the_answer_words(backbones: Path):
+    recipe = Recipe(backbone="llama", head="verbalizer", dropout=0.0)
+    model = start(recipe, backbones / "llama").model
+    features = torch.randn(3, 32)
+    p = (features @ torch.cat([model.unsafe, model.safe]).T).softmax(-1)
+    cut = len(model.unsafe)
+    odds = torch.log(p[:, :cut].sum(-1) / p[:, cut:].sum(-1))
+    assert torch.allclose(model._logits(features), odds, atol=1e-5)
+
+
+def test_an_encoder_has_no_verbalizer(backbones: Path):
+    with pytest.raises(CheckpointError, match="decoder"):
+        start(Recipe(backbone="tiny", head="verbalizer"), backbones / "tiny")
 
 
 def test_the_context_reads_neither_message_nor_rules():

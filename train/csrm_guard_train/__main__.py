@@ -17,6 +17,7 @@ from csrm_guard.errors import CsrmGuardError
 from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.checkpoint import CheckpointError, Trained, find_backbone, load_checkpoint, start
 from csrm_guard_train.data import read_authored
+from csrm_guard_train.families import FamilyError
 from csrm_guard_train.loop import train
 from csrm_guard_train.public import PUBLIC_FILES, read_public
 from csrm_guard_train.recipe import Recipe, RecipeError
@@ -43,7 +44,7 @@ def run(
         training, held_out = authored.split(recipe.validation, recipe.seed)
         groups = read_public(public, authored.ladders, recipe.seed) if public else []
         trained = _begin(recipe, backbones, init, out)
-    except (CsrmGuardError, RecipeError, CheckpointError) as exc:
+    except (CsrmGuardError, RecipeError, CheckpointError, FamilyError) as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(2) from exc
     rows = validation_rows(held_out, recipe.seed)
@@ -64,7 +65,7 @@ def _begin(recipe: Recipe, backbones: Path | None, init: Path | None, out: Path)
     checkpoint = out / "checkpoint"
     if not checkpoint.is_dir() and init is not None:
         earlier = load_checkpoint(init)
-        same = ("backbone", "limits", "seed", "validation")
+        same = ("backbone", "structure", "head", "lora", "limits", "seed", "validation")
         if any(getattr(earlier.recipe, name) != getattr(recipe, name) for name in same):
             raise CheckpointError(f"{init}: {', '.join(same)} must be those of the recipe")
         # The same seed and share hold the same deployments out.

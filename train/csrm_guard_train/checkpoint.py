@@ -12,16 +12,26 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from csrm_guard.encoding import Encoder
 from csrm_guard.rows import read_jsonl
+from csrm_guard_train.families import family_of, special_tokens
 from csrm_guard_train.model import RuleReader
-from csrm_guard_train.recipe import Recipe
+from csrm_guard_train.recipe import Lora, Recipe
 
-__all__ = ["CheckpointError", "Trained", "find_backbone", "load_checkpoint", "save_checkpoint", "start"]
+__all__ = [
+    "CheckpointError",
+    "Trained",
+    "find_backbone",
+    "load_checkpoint",
+    "merge_adapters",
+    "save_checkpoint",
+    "start",
+]
 
-_CLS, _SEP = "[CLS]", "[SEP]"
+# The paper's answer words (section 3.1), with the spellings that byte-level tokenizers tell apart.
+_SAFE, _UNSAFE = ("safe", " safe", "Safe"), ("unsafe", " unsafe", "Unsafe")
 
 
 class CheckpointError(Exception):
@@ -46,7 +56,7 @@ class Trained:
 
 
 def find_backbone(name: str, folders: Path | None) -> Path:
-    """Return the folder of a pretrained encoder.
+    """Return the folder of a pretrained backbone.
 
     Raises:
         CheckpointError: it is not there.
@@ -60,20 +70,68 @@ def find_backbone(name: str, folders: Path | None) -> Path:
 
 
 def start(recipe: Recipe, backbone: Path) -> Trained:
-    """Return an untrained model on a pretrained encoder."""
+    """Return an untrained model on a pretrained backbone.
+
+    Raises:
+        CheckpointError: the recipe asks of the backbone what it does not have.
+        FamilyError: the backbone is of no known class.
+    """
     torch.manual_seed(recipe.seed)
-    encoder = BertModel.from_pretrained(
-        backbone, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa"
+    tokenizer = Tokenizer.from_file(str(backbone / "tokenizer.json"))
+    family = family_of(AutoConfig.from_pretrained(backbone))
+    options = {"attn_implementation": "eager", "dtype": torch.float32, **family.options}
+    verbalizers = None
+    if recipe.head == "verbalizer":
+        if not family.causal:
+            raise CheckpointError(f"{backbone}: head = 'verbalizer' needs a decoder; use 'linear'")
+        language = AutoModelForCausalLM.from_pretrained(backbone, **options)
+        table = language.get_output_embeddings().weight.detach()
+        verbalizers = (table[_first_tokens(tokenizer, _SAFE)], table[_first_tokens(tokenizer, _UNSAFE)])
+        body = language.model
+    else:
+        body = AutoModel.from_pretrained(backbone, **options)
+    model = RuleReader(body, structure=recipe.structure, dropout=recipe.dropout, verbalizers=verbalizers)
+    if recipe.lora:
+        _adapt(model, recipe.lora)
+    return _assemble(model, tokenizer, recipe, {}, [])
+
+
+def _first_tokens(tokenizer: Tokenizer, words: tuple[str, ...]) -> list[int]:
+    return sorted({tokenizer.encode(word, add_special_tokens=False).ids[0] for word in words})
+
+
+def _adapt(model: RuleReader, lora: Lora) -> None:
+    """Freeze the backbone and put adapters into its linear layers."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as exc:
+        raise CheckpointError("the recipe's `lora` needs peft: pip install 'csrm-guard[train]'") from exc
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # typed int, used as a factor
+        lora_dropout=lora.dropout,
+        target_modules=list(model.family.adapters),
     )
-    return _assemble(RuleReader(encoder, dropout=recipe.dropout), backbone, recipe, {}, [])
+    model.backbone.requires_grad_(False)
+    inject_adapter_in_model(config, model.backbone)
+
+
+def merge_adapters(model: RuleReader) -> None:
+    """Fold every LoRA adapter into its layer, so that the model is a plain one again."""
+    from peft.tuners.lora import LoraLayer
+
+    for parent in list(model.backbone.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, LoraLayer):
+                layer.merge()
+                setattr(parent, name, layer.get_base_layer())
 
 
 def _assemble(
-    model: RuleReader, folder: Path, recipe: Recipe, card: dict[str, Any], held_out: list[dict[str, Any]]
+    model: RuleReader, tokenizer: Tokenizer, recipe: Recipe, card: dict[str, Any], held_out: list[dict[str, Any]]
 ) -> Trained:
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    encoder = Encoder(tokenizer, cls=_CLS, sep=_SEP, limits=recipe.limits)
-    return Trained(model, encoder, tokenizer, recipe, card, held_out)
+    cls, sep = special_tokens(tokenizer)
+    return Trained(model, Encoder(tokenizer, cls=cls, sep=sep, limits=recipe.limits), tokenizer, recipe, card, held_out)
 
 
 def save_checkpoint(trained: Trained, folder: Path, *, resume: dict[str, Any] | None = None) -> None:
@@ -105,8 +163,10 @@ def save_checkpoint(trained: Trained, folder: Path, *, resume: dict[str, Any] | 
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, *, attention: str = "sdpa") -> Trained:
+def load_checkpoint(folder: Path, *, attention: str = "eager") -> Trained:
     """Read a checkpoint.
+
+    A finished one has its adapters folded in; one that is to be resumed keeps them apart.
 
     Args:
         folder: a checkpoint directory.
@@ -119,11 +179,19 @@ def load_checkpoint(folder: Path, *, attention: str = "sdpa") -> Trained:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no {name}; is this a folder that csrm-train wrote?")
     recipe = Recipe.from_file(folder / "recipe.json")
-    config = BertConfig.from_json_file(str(folder / "config.json"))
+    config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
     config._attn_implementation = attention
-    model = RuleReader(BertModel(config, add_pooling_layer=False), dropout=recipe.dropout)
-    model.load_state_dict(load_file(str(folder / "model.safetensors")))
+    state = load_file(str(folder / "model.safetensors"))
+    verbalizers = (state["safe"], state["unsafe"]) if "safe" in state else None
+    body: PreTrainedModel = AutoModel.from_config(config)
+    model = RuleReader(body, structure=recipe.structure, dropout=recipe.dropout, verbalizers=verbalizers)
+    if recipe.lora and any(".lora_" in name for name in state):
+        _adapt(model, recipe.lora)
+    model.load_state_dict(state)
+    if recipe.lora and not (folder / "resume.pt").is_file():
+        merge_adapters(model)
     model.eval()
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     held_out = [row for _, row in read_jsonl(folder / "held_out.jsonl")]
-    return _assemble(model, folder, recipe, card, held_out)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return _assemble(model, tokenizer, recipe, card, held_out)

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,7 +128,19 @@ def validate(model: RuleReader, trained: Trained, rows: Sequence[Row]) -> dict[s
         pick = np.array([belongs(row) for row in rows])
         if pick.any():
             found[f"auroc_{name}"] = auroc(y[pick], p[pick])
+    found.update(_orders({row.id: float(v) for row, v in zip(rows, p, strict=True)}))
     return {k: round(v, 4) for k, v in found.items()}
+
+
+def _orders(scores: dict[str, float]) -> dict[str, float]:
+    """Return how often a minimal pair is in the right order, by what differs in it."""
+    found = {}
+    for more, less in (("violating", "compliant"), ("violating", "lenient"), ("strict", "compliant")):
+        stems = [i.removesuffix(more) for i in scores if i.endswith(f"-{more}")]
+        known = [scores[s + more] > scores[s + less] for s in stems if s + less in scores]
+        if known:
+            found[f"{more}_over_{less}"] = float(np.mean(known))
+    return found
 
 
 def _compute_copy(model: RuleReader, recipe: Recipe) -> RuleReader:
@@ -142,8 +155,9 @@ def _compute_copy(model: RuleReader, recipe: Recipe) -> RuleReader:
 
 
 def _optimizer(model: RuleReader, recipe: Recipe) -> torch.optim.AdamW:
-    body = list(model.backbone.parameters())
-    head = [*model.dense.parameters(), *model.out.parameters()]
+    body = [p for p in model.backbone.parameters() if p.requires_grad]
+    known = {id(p) for p in model.backbone.parameters()}
+    head = [p for p in model.parameters() if id(p) not in known]
     groups = [{"params": body, "peak": recipe.lr}, {"params": head, "peak": recipe.head_lr}]
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
 
@@ -183,9 +197,18 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * rate
     compute.train()
-    batch = to_batch(rows)
-    terms = _losses(compute, batch, recipe)
-    terms["loss"].backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    parts = _micro_batches(rows, recipe.batch_tokens)
+    terms: dict[str, float] = defaultdict(float)
+    size = 0
+    for part in parts:
+        batch = to_batch(part)
+        # A part counts by its share of the step's groups, so that a step is one mean over them.
+        share = len(part) / len(rows)
+        found = _losses(compute, batch, recipe)
+        (found["loss"] * share).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for name, value in found.items():
+            terms[name] += float(value.detach()) * share
+        size += batch.ids.numel()
     if compute is not master:
         for ours, theirs in zip(master.parameters(), compute.parameters(), strict=True):
             ours.grad = None if theirs.grad is None else theirs.grad.float()
@@ -197,8 +220,19 @@ def _step(
         with torch.no_grad():
             for ours, theirs in zip(master.parameters(), compute.parameters(), strict=True):
                 theirs.copy_(ours)
-    losses = {name: round(float(value.detach()), 5) for name, value in terms.items()}
-    return {**losses, "grad_norm": round(float(norm), 4)}, batch.ids.numel()
+    losses = {name: round(value, 5) for name, value in terms.items()}
+    return {**losses, "grad_norm": round(float(norm), 4)}, size
+
+
+def _micro_batches(rows: list[Encoded], tokens: int) -> list[list[Encoded]]:
+    """Return a step's groups in parts of at most `tokens` padded tokens, at least one group each."""
+    parts: list[list[Encoded]] = [[]]
+    for row in rows:
+        longest = max(r.longest for r in (*parts[-1], row))
+        if parts[-1] and longest * (sum(r.count for r in parts[-1]) + row.count) > tokens:
+            parts.append([])
+        parts[-1].append(row)
+    return parts
 
 
 def _losses(model: RuleReader, batch: TrainBatch, recipe: Recipe) -> dict[str, Tensor]:

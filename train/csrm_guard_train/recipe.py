@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from csrm_guard.documents import read_document
 from csrm_guard.encoding import Limits
 
-__all__ = ["Mixture", "Recipe", "RecipeError"]
+__all__ = ["Lora", "Mixture", "Recipe", "RecipeError", "Structure"]
+
+Structure = Literal["context-first", "conversation", "pairwise", "probes"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -46,15 +48,35 @@ class Mixture(BaseModel):
     permits: Share = 0.35
 
 
+class Lora(BaseModel):
+    """Low-rank adapters instead of all weights (Hu et al. 2021, by peft).
+
+    Attributes:
+        rank: of each adapter.
+        alpha: scale; an adapter's update is multiplied by alpha / rank.
+        dropout: on an adapter's input.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: Share = 0.0
+
+
 class Recipe(BaseModel):
     """Everything that decides a run apart from the data's location.
 
     Attributes:
-        backbone: name of a pretrained encoder; its folder is found under `--backbones`.
+        backbone: name of a pretrained encoder or decoder; its folder is found under `--backbones`.
+        structure: who reads whom, see `csrm_guard_train.model`.
+        head: `linear` on the token where a rule is read, or the paper's `verbalizer`
+            (decoders only): log-odds of its answer words.
+        lora: train low-rank adapters and the head only.
         seed: seeds sampling, order and new weights.
         epochs: passes over the mixture.
         step_tokens: tokens (padded) behind one optimizer step.
-        batch_tokens: tokens (padded) computed at once.
+        batch_tokens: tokens (padded) computed at once; a step of more accumulates gradients.
         lr: peak learning rate of the backbone.
         head_lr: peak learning rate of new weights.
         warmup: share of the steps in which the rate rises.
@@ -72,6 +94,9 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str
+    structure: Structure = "context-first"
+    head: Literal["linear", "verbalizer"] = "linear"
+    lora: Lora | None = None
     seed: int = 0
     epochs: float = Field(default=4.0, gt=0)
     step_tokens: int = Field(default=8192, gt=0)
