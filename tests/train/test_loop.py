@@ -11,7 +11,8 @@ from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.batches import encode
 from csrm_guard_train.checkpoint import Trained, load_checkpoint, start
 from csrm_guard_train.data import Authored
-from csrm_guard_train.loop import _optimizer, _step, train, validate
+from csrm_guard_train.engine import Single
+from csrm_guard_train.loop import _step, train, validate
 from csrm_guard_train.predict import predict
 from csrm_guard_train.recipe import Lora, Mixture, Recipe
 from csrm_guard_train.validation import validation_rows
@@ -78,9 +79,9 @@ def test_a_step_in_parts_has_the_gradient_of_the_step_at_once(authored: Authored
         group = Augmenter(authored, RECIPE.mixture).item(authored.items[0], random.Random(0))
         row = encode(group, trained.encoder)
         assert row is not None
-        optimizer = _optimizer(trained.model, trained.recipe)
+        engine = Single(trained.model, trained.recipe)
         # The same group twice: two halves of equal means.
-        losses, size = _step(trained.model, trained.model, optimizer, [row, row], trained.recipe, 0.5)
+        losses, size = _step(engine, [row, row], trained.recipe, 0.5)
         found.append((losses["loss"], losses["grad_norm"], size))
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +68,14 @@ class TrainBatch:
     examples: int
     more: Tensor
     less: Tensor
+
+    def to(self, device: torch.device) -> TrainBatch:
+        """Return the batch on a device."""
+        found: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            found[field.name] = value.to(device) if isinstance(value, Tensor) else value
+        return TrainBatch(**found)
 
     def pooled(self, logits: Tensor) -> Tensor:
         """Return the labels' logits (N,) from the model's (B, R): the largest over views."""

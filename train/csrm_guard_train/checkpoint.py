@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from csrm_guard.encoding import Encoder
@@ -134,18 +136,25 @@ def _assemble(
     return Trained(model, Encoder(tokenizer, cls=cls, sep=sep, limits=recipe.limits), tokenizer, recipe, card, held_out)
 
 
-def save_checkpoint(trained: Trained, folder: Path, *, resume: dict[str, Any] | None = None) -> None:
+def save_checkpoint(
+    trained: Trained,
+    folder: Path,
+    *,
+    resume: dict[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a checkpoint in one step: an interrupted save leaves the previous one whole.
 
     Args:
         trained: what to write.
         folder: where to; replaced.
         resume: state of the run (optimizer, schedule, counters), for `torch.save`.
+        weights: the model's weights where it does not hold them whole itself.
     """
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    state = {k: v.contiguous() for k, v in trained.model.state_dict().items()}
+    state = {k: v.contiguous() for k, v in (weights or trained.model.state_dict()).items()}
     save_file(state, str(fresh / "model.safetensors"))
     trained.model.config.to_json_file(str(fresh / "config.json"))
     trained.tokenizer.save(str(fresh / "tokenizer.json"))

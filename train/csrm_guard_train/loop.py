@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
+import os
 import random
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 from csrm_guard.rows import Row
 from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.batches import Encoded, TrainBatch, batches, encode, to_batch
 from csrm_guard_train.checkpoint import Trained, save_checkpoint
+from csrm_guard_train.engine import Engine, make_engine
 from csrm_guard_train.loss import classification, listwise, ordering
 from csrm_guard_train.metrics import auroc
 from csrm_guard_train.model import RuleReader
@@ -74,37 +74,44 @@ def train(
     recipe = trained.recipe
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    compute = _compute_copy(trained.model, recipe)
-    optimizer = _optimizer(trained.model, recipe)
-    run = _resume(out, optimizer)
+    engine = make_engine(trained.model, recipe)
+    run = _resume(out, engine)
     total = _plan(augmenter, trained, recipe)
     # torch's generator resumes from the step, chance in sampling from (seed, epoch)
     began, saved = time.monotonic() - run.seconds, time.monotonic()
     started = time.monotonic()
-    with Progress() as progress, (out / "log.jsonl").open("a", encoding="utf-8") as log:
+    target = out / "log.jsonl" if engine.rank == 0 else Path(os.devnull)
+    with Progress(disable=engine.rank > 0) as progress, target.open("a", encoding="utf-8") as log:
         bar = progress.add_task("training", total=total, completed=run.tokens)
         for rows in _steps(augmenter, trained, recipe, run):
             if run.tokens >= total:
                 break
-            losses, size = _step(compute, trained.model, optimizer, rows, recipe, run.tokens / total)
+            rate = _rate(run.tokens / total, recipe.warmup)
+            losses, size = _step(engine, rows, recipe, rate)
             run.step, run.tokens = run.step + 1, run.tokens + size
             run.seconds = time.monotonic() - began
-            record: dict[str, Any] = {**asdict(run), **losses, "lr": optimizer.param_groups[0]["lr"]}
+            record: dict[str, Any] = {**asdict(run), **losses, "lr": rate * recipe.lr}
             if run.step % evaluate_steps == 0:
                 record["held_out"] = validate(trained.model, trained, held_out)
             log.write(json.dumps(record) + "\n")
             log.flush()
             progress.update(bar, completed=run.tokens, description=f"loss {losses['loss']:.3f}")
-            if time.monotonic() - saved > save_seconds:
-                _save(trained, optimizer, run, out)
+            late = time.monotonic()
+            # Clocks differ between processes; all do what any of them finds due.
+            due = engine.largest(
+                2 if stop_after is not None and late - started > stop_after else late - saved > save_seconds
+            )
+            if due:
+                _save(trained, engine, run, out)
                 saved = time.monotonic()
-            if stop_after is not None and time.monotonic() - started > stop_after:
-                _save(trained, optimizer, run, out)
+            if due == 2:
                 return run
         final = {**asdict(run), "held_out": validate(trained.model, trained, held_out), "final": True}
         log.write(json.dumps(final) + "\n")
-    trained.card["training"] = {**asdict(run), "held_out": final["held_out"]}
-    save_checkpoint(trained, out / "checkpoint")
+    trained.card["training"] = {**asdict(run), "processes": engine.world, "held_out": final["held_out"]}
+    weights = engine.weights()
+    if engine.rank == 0:
+        save_checkpoint(trained, out / "checkpoint", weights=weights)
     return run
 
 
@@ -143,25 +150,6 @@ def _orders(scores: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def _compute_copy(model: RuleReader, recipe: Recipe) -> RuleReader:
-    """Return the copy that runs forward and backward.
-
-    bfloat16 halves the memory traffic; the float32 weights keep the small updates that it would
-    round away.
-    """
-    if recipe.precision == "float32":
-        return model
-    return copy.deepcopy(model).to(torch.bfloat16)
-
-
-def _optimizer(model: RuleReader, recipe: Recipe) -> torch.optim.AdamW:
-    body = [p for p in model.backbone.parameters() if p.requires_grad]
-    known = {id(p) for p in model.backbone.parameters()}
-    head = [p for p in model.parameters() if id(p) not in known]
-    groups = [{"params": body, "peak": recipe.lr}, {"params": head, "peak": recipe.head_lr}]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
-
-
 def _plan(augmenter: Augmenter, trained: Trained, recipe: Recipe) -> int:
     """Return how many padded tokens the run sees: its epochs times the size of one."""
     rows = [row for g in augmenter.epoch(random.Random(recipe.seed)) if (row := encode(g, trained.encoder))]
@@ -185,43 +173,31 @@ def _steps(augmenter: Augmenter, trained: Trained, recipe: Recipe, run: Run) -> 
         epoch += 1
 
 
-def _step(
-    compute: RuleReader,
-    master: RuleReader,
-    optimizer: torch.optim.AdamW,
-    rows: list[Encoded],
-    recipe: Recipe,
-    progress: float,
-) -> tuple[dict[str, float], int]:
-    rate = _rate(progress, recipe.warmup)
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * rate
-    compute.train()
-    parts = _micro_batches(rows, recipe.batch_tokens)
-    terms: dict[str, float] = defaultdict(float)
+def _step(engine: Engine, rows: list[Encoded], recipe: Recipe, rate: float) -> tuple[dict[str, float], int]:
+    """Take one step; return its losses and how many padded tokens all processes saw."""
+    engine.model.train()
+    mine = rows[engine.rank :: engine.world]
+    parts = _micro_batches(mine or rows[:1], recipe.batch_tokens)
+    # Processes move in step: who has fewer parts repeats one without weight.
+    count = engine.largest(len(parts))
+    terms: dict[str, float] = dict.fromkeys(("loss", "cls", "list", "pair"), 0.0)
     size = 0
-    for part in parts:
-        batch = to_batch(part)
+    for at in range(count):
+        part = parts[min(at, len(parts) - 1)]
         # A part counts by its share of the step's groups, so that a step is one mean over them.
-        share = len(part) / len(rows)
-        found = _losses(compute, batch, recipe)
-        (found["loss"] * share).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        share = len(part) / len(rows) if mine and at < len(parts) else 0.0
+        batch = to_batch(part).to(engine.device)
+        with engine.part(last=at == count - 1):
+            found = _losses(engine.model, batch, recipe)
+            # Gradients are averaged over processes; the sum is wanted.
+            (found["loss"] * share * engine.world).backward()  # type: ignore[no-untyped-call]  # torch's
         for name, value in found.items():
             terms[name] += float(value.detach()) * share
-        size += batch.ids.numel()
-    if compute is not master:
-        for ours, theirs in zip(master.parameters(), compute.parameters(), strict=True):
-            ours.grad = None if theirs.grad is None else theirs.grad.float()
-            theirs.grad = None
-    norm = torch.nn.utils.clip_grad_norm_(master.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if compute is not master:
-        with torch.no_grad():
-            for ours, theirs in zip(master.parameters(), compute.parameters(), strict=True):
-                theirs.copy_(ours)
-    losses = {name: round(value, 5) for name, value in terms.items()}
-    return {**losses, "grad_norm": round(float(norm), 4)}, size
+        size += batch.ids.numel() if share else 0
+    norm = engine.update(rate)
+    *sums, tokens = engine.total([*terms.values(), float(size)])
+    losses = {name: round(value, 5) for name, value in zip(terms, sums, strict=True)}
+    return {**losses, "grad_norm": round(norm, 4)}, int(tokens)
 
 
 def _micro_batches(rows: list[Encoded], tokens: int) -> list[list[Encoded]]:
@@ -235,7 +211,7 @@ def _micro_batches(rows: list[Encoded], tokens: int) -> list[list[Encoded]]:
     return parts
 
 
-def _losses(model: RuleReader, batch: TrainBatch, recipe: Recipe) -> dict[str, Tensor]:
+def _losses(model: nn.Module, batch: TrainBatch, recipe: Recipe) -> dict[str, Tensor]:
     logits = batch.pooled(model(batch.ids, batch.blocks, batch.positions, batch.heads).float())
     cls = classification(logits, batch.labels, batch.weights)
     ranks = listwise(logits, batch.labels, batch.owners, batch.examples)
@@ -254,15 +230,17 @@ def _rate(progress: float, warmup: float) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * past))
 
 
-def _resume(out: Path, optimizer: torch.optim.AdamW) -> Run:
+def _resume(out: Path, engine: Engine) -> Run:
     state = out / "checkpoint" / "resume.pt"
     if not state.is_file():
         return Run()
     saved = torch.load(state, weights_only=True)
-    optimizer.load_state_dict(saved["optimizer"])
+    engine.resume(saved["optimizer"])
     return Run(**saved["run"])
 
 
-def _save(trained: Trained, optimizer: torch.optim.AdamW, run: Run, out: Path) -> None:
-    state = {"optimizer": optimizer.state_dict(), "run": asdict(run)}
-    save_checkpoint(trained, out / "checkpoint", resume=state)
+def _save(trained: Trained, engine: Engine, run: Run, out: Path) -> None:
+    state = {"optimizer": engine.optimizer_state(), "run": asdict(run)}
+    weights = engine.weights()
+    if engine.rank == 0:
+        save_checkpoint(trained, out / "checkpoint", resume=state, weights=weights)

@@ -73,6 +73,7 @@ def _chunks(policy: Policy, encoder: Encoder) -> tuple[list[int], list[tuple[int
 @torch.no_grad()
 def _forward(model: RuleReader, sequences: Sequence[Packed]) -> NDArray[np.float32]:
     b = collate(sequences)
-    tensors = [torch.from_numpy(a) for a in (b.ids, b.blocks, b.positions, b.heads)]
-    logits: NDArray[np.float32] = model(*tensors).float().numpy()
+    device = next(model.parameters()).device
+    tensors = [torch.from_numpy(a).to(device) for a in (b.ids, b.blocks, b.positions, b.heads)]
+    logits: NDArray[np.float32] = model(*tensors).float().cpu().numpy()
     return logits

@@ -81,6 +81,7 @@ class Recipe(BaseModel):
         head_lr: peak learning rate of new weights.
         warmup: share of the steps in which the rate rises.
         weight_decay: AdamW's.
+        betas: AdamW's.
         dropout: in the head only; the backbone runs without.
         pair_weight: weight of the ordering terms (paper 3.3: gamma).
         margin: margin of the ordering terms (paper 3.3: m).
@@ -105,6 +106,7 @@ class Recipe(BaseModel):
     head_lr: float = Field(default=5e-4, gt=0)
     warmup: Share = 0.06
     weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[Share, Share] = (0.9, 0.98)
     dropout: Share = 0.1
     pair_weight: float = Field(default=0.1, ge=0)
     margin: float = 0.0
