@@ -16,6 +16,7 @@ from csrm_guard_train.loop import _step, train, validate
 from csrm_guard_train.predict import predict
 from csrm_guard_train.recipe import Lora, Mixture, Recipe
 from csrm_guard_train.validation import validation_rows
+from tests.tiny import ROOT
 
 pytestmark = pytest.mark.slow
 RECIPE = Recipe(backbone="tiny", epochs=0.4, step_tokens=4096, lr=2e-3, dropout=0.0, mixture=Mixture(checkable=1))
@@ -100,4 +101,17 @@ def test_lora_leaves_the_backbone_as_it_was_until_it_is_folded_in(authored: Auth
     assert not torch.equal(folded.state_dict()[query], before[query.removeprefix("backbone.")])
     rows = validation_rows(authored, 0)[:6]
     ours, theirs = predict(trained.model.eval(), trained.encoder, rows), predict(folded, trained.encoder, rows)
+    assert all(np.allclose(a.logits, b.logits, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_the_papers_recipe_runs_on_a_random_decoder(authored: Authored, backbones: Path, tmp_path: Path):
+    paper = Recipe.from_file(ROOT / "train" / "recipes" / "paper.toml")
+    recipe = paper.model_copy(update={"backbone": "llama", "epochs": 0.1, "lr": 1e-3, "step_tokens": 4096})
+    trained = start(recipe, backbones / "llama")
+    before = trained.model.unsafe.detach().clone()
+    train(trained, Augmenter(authored, recipe.mixture), held_out(authored), tmp_path)
+    assert not torch.equal(before, trained.model.unsafe)
+    rows = validation_rows(authored, 0)[:4]
+    loaded = load_checkpoint(tmp_path / "checkpoint")
+    ours, theirs = predict(trained.model.eval(), trained.encoder, rows), predict(loaded.model, loaded.encoder, rows)
     assert all(np.allclose(a.logits, b.logits, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
