@@ -5,7 +5,10 @@ import pytest
 from typer.testing import CliRunner
 
 from csrm_guard_train.__main__ import app
+from csrm_guard_train.data import Authored
 from csrm_guard_train.evaluate import app as evaluate_app
+from csrm_guard_train.strictness import Labelled, StrictPair
+from csrm_guard_train.strictness_report import write_pairs
 from tests.tiny import make_recipe
 
 DEV = Path(__file__).resolve().parents[2] / "train" / "data" / "dev" / "transcripts_dev.jsonl.gz"
@@ -27,6 +30,29 @@ def test_a_run_trains_stops_and_goes_on(backbones: Path, authored_folder: Path, 
     card = json.loads((tmp_path / "run" / "checkpoint" / "card.json").read_text())
     assert card["authored"]["files"]
     assert card["rows"]["items"] > 0
+
+
+def write_pair(path: Path, conversation: str) -> Path:
+    label = Labelled(conversation, strict=True, lenient=False, known=True)
+    write_pairs(path, [StrictPair("p", "c", "No insults at all.", "No threats.", (label,), 0.96, 60, 60, "here")])
+    return path
+
+
+@pytest.mark.slow
+def test_kept_pairs_are_trained_on(backbones: Path, authored_folder: Path, authored: Authored, tmp_path: Path):
+    recipe = make_recipe(tmp_path / "r.toml", epochs=0.05)
+    rung = authored.split(0.2, 0)[0].rungs[0].id
+    args = [str(recipe), "--backbones", str(backbones), "--data", str(authored_folder), "--out", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, [*args, "--pairs", str(write_pair(tmp_path / "p", rung))]).exit_code == 0
+    card = json.loads((tmp_path / "run" / "checkpoint" / "card.json").read_text())
+    assert card["strict_pairs"]["groups"] == 1
+
+
+def test_a_pair_on_an_unknown_conversation_is_refused(backbones: Path, authored_folder: Path, tmp_path: Path):
+    args = [str(make_recipe(tmp_path / "r.toml")), "--backbones", str(backbones), "--data", str(authored_folder)]
+    result = CliRunner().invoke(app, [*args, "--pairs", str(write_pair(tmp_path / "p", "nobody-1"))])
+    assert result.exit_code == 2
+    assert "nobody-1" in result.output
 
 
 @pytest.mark.slow

@@ -14,13 +14,15 @@ import transformers
 import typer
 
 from csrm_guard.errors import CsrmGuardError
-from csrm_guard_train.augment import Augmenter
+from csrm_guard_train.augment import Augmenter, Group
 from csrm_guard_train.checkpoint import CheckpointError, Trained, find_backbone, load_checkpoint, start
-from csrm_guard_train.data import read_authored
+from csrm_guard_train.data import Authored, read_authored
 from csrm_guard_train.families import FamilyError
 from csrm_guard_train.loop import train
 from csrm_guard_train.public import PUBLIC_FILES, read_public
 from csrm_guard_train.recipe import Recipe, RecipeError
+from csrm_guard_train.strictness import StrictnessError, pair_groups
+from csrm_guard_train.strictness_report import authored_sources, public_sources, read_pairs
 from csrm_guard_train.validation import rows_to_jsonl, validation_rows
 
 app = typer.Typer(add_completion=False)
@@ -33,6 +35,7 @@ def run(
     backbones: Annotated[Path | None, typer.Option(help="Folder of pretrained encoders; the recipe names one.")] = None,
     data: Annotated[Path, typer.Option(help="Folder of authored sets.")] = _DATA,
     public: Annotated[Path | None, typer.Option(help="Folder of public sets, optional.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="pairs.jsonl that csrm-strictness wrote, optional.")] = None,
     init: Annotated[Path | None, typer.Option(help="A finished checkpoint to start from, not the backbone.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint/, log.jsonl.")] = Path("runs/default"),
     stop_after: Annotated[float | None, typer.Option(help="Seconds after which to save and stop.")] = None,
@@ -43,8 +46,9 @@ def run(
         authored = read_authored(data)
         training, held_out = authored.split(recipe.validation, recipe.seed)
         groups = read_public(public, authored.ladders, recipe.seed) if public else []
+        strict = _strict_groups(pairs, training, held_out, public, recipe.seed) if pairs else []
         trained = _begin(recipe, backbones, init, out)
-    except (CsrmGuardError, RecipeError, CheckpointError, FamilyError) as exc:
+    except (CsrmGuardError, RecipeError, CheckpointError, FamilyError, StrictnessError) as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(2) from exc
     rows = validation_rows(held_out, recipe.seed)
@@ -56,8 +60,19 @@ def run(
         "held_out_rows": len(rows),
     }
     trained.held_out.extend(rows_to_jsonl(rows))
-    report = train(trained, Augmenter(training, recipe.mixture, groups), rows, out, stop_after=stop_after)
+    if pairs:
+        trained.card["strict_pairs"] = {"groups": len(strict), "sha256": hashlib.sha256(pairs.read_bytes()).hexdigest()}
+    augmenter = Augmenter(training, recipe.mixture, groups, strict)
+    report = train(trained, augmenter, rows, out, stop_after=stop_after)
     typer.echo(f"{report.step} steps, {report.tokens} tokens, {report.seconds:.0f} s -> {out / 'checkpoint'}")
+
+
+def _strict_groups(pairs: Path, training: Authored, held_out: Authored, public: Path | None, seed: int) -> list[Group]:
+    """Return the kept pairs on their conversations, at most two of a conversation's, none of a held-out category."""
+    sources = authored_sources(training) + (public_sources(public, seed=seed) if public else [])
+    away = {rung.id for rung in held_out.rungs}
+    kept = [pair for pair in read_pairs(pairs) if not any(row.conversation in away for row in pair.labels)]
+    return pair_groups(kept, [c for source in sources for c in source.conversations], most=2, seed=seed)
 
 
 def _begin(recipe: Recipe, backbones: Path | None, init: Path | None, out: Path) -> Trained:

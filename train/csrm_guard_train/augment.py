@@ -91,12 +91,15 @@ class Augmenter:
         authored: the part of the sets to draw from.
         mixture: how much of what.
         public: groups made from public sets; drawn as they are, with rules added.
+        strict: groups of the pairs that Algorithm 1 kept; the same.
     """
 
-    def __init__(self, authored: Authored, mixture: Mixture, public: Sequence[Group] = ()) -> None:
+    def __init__(
+        self, authored: Authored, mixture: Mixture, public: Sequence[Group] = (), strict: Sequence[Group] = ()
+    ) -> None:
         self._authored = authored
         self._mixture = mixture
-        self._public = public
+        self._public, self._strict = public, strict
         self._foreign = sorted({rule for item in authored.items for rule in (item.rule, *item.distractors)})
         self._permissions = sorted({item.lenient for item in authored.items})
         words = {w for item in authored.items for w in item.compliant[-1].content.lower().split()}
@@ -110,6 +113,7 @@ class Augmenter:
         groups += [self.rung(row, rng) for row in _sample(sets.rungs, mix.rungs, rng)]
         groups += [self.transcript(row, rng) for row in _sample(sets.transcripts, mix.transcripts, rng)]
         groups += [self.public(group, rng) for group in _sample(self._public, mix.public, rng)]
+        groups += [self.public(group, rng) for group in _sample(self._strict, mix.strict, rng)]
         rng.shuffle(groups)
         return groups
 
