@@ -86,8 +86,7 @@ def _mpnet(backbone: Any, ids: Tensor, blocks: Tensor, positions: Tensor, mask: 
     encoder = backbone.encoder
     distance = positions[:, None, :] - positions[:, :, None]
     bucket = encoder.relative_position_bucket(distance, num_buckets=backbone.config.relative_attention_num_buckets)
-    # The table of 32 biases stays as pretrained: the backward of its lookup costs more than a layer.
-    table = encoder.relative_attention_bias.weight.detach()
+    table = encoder.relative_attention_bias.weight
     bias = table[bucket].permute(0, 3, 1, 2) + additive(mask, table.dtype)
     # As in RoBERTa, position 0 is the row behind the padding row.
     hidden: Tensor = backbone.embeddings(input_ids=ids, position_ids=positions + backbone.config.pad_token_id + 1)
