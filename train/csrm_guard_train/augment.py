@@ -24,6 +24,8 @@ __all__ = ["Augmenter", "Example", "Group", "LabelledRule", "Order"]
 
 T = TypeVar("T")
 
+# The level from which a guideline forbids where only one is shown.
+_USUAL = 3
 # Ladders whose gravest levels break a rule of the built-in policy `baseline-harms`.
 _BASELINE = {
     "violence": "violence-and-threats",
@@ -119,20 +121,24 @@ class Augmenter:
 
     def item(self, item: Item, rng: random.Random) -> Group:
         """Return both messages of a pair under the same rules in the same order."""
-        target = item.paraphrase if rng.random() < 0.4 else item.rule
-        if rng.random() < 0.1:
+        mix = self._mixture
+        target = item.paraphrase if rng.random() < mix.paraphrases else item.rule
+        if rng.random() < mix.paraphrases / 4:
             target = render_rule(Rule(id="target", text=target, stance="require"))
         # (text, permits, broken by `violating`, broken by `compliant`, weight in each, origin).
         # The rules that have to be read weigh more than those that only have to be passed over.
         rows: list[tuple[str, tuple[str, ...], bool, bool, float, float, str]] = [
             (target, (), True, False, 2.0, 2.0, "rule"),
-            (item.lenient, (), False, False, 1.0, 0.5, "lenient"),
         ]
-        if item.strict:
+        worded = rng.random() < mix.wordings
+        if worded:
+            rows.append((item.lenient, (), False, False, 1.0, 0.5, "lenient"))
+        if worded and item.strict:
             rows.append((item.strict, (), True, True, 0.5, 1.0, "strict"))
-        if rng.random() < self._mixture.permits:
+        if rng.random() < mix.permits:
             rows.append(self._permitted(item, target, rng))
-        rows += [(text, (), False, False, 0.6, 0.6, "distractor") for text in _sample(item.distractors, 0.7, rng)]
+        near = _sample(item.distractors, mix.distractors, rng)
+        rows += [(text, (), False, False, 0.6, 0.6, "distractor") for text in near]
         rows += [(text, (), False, False, 0.4, 0.4, "foreign") for text in self._foreigners(item.setting, rng)]
         rows += [(text, (), False, False, 0.4, 0.4, "content") for text in self._contents(rng)]
         order = list(range(len(rows)))
@@ -141,7 +147,9 @@ class Augmenter:
         rows = [rows[i] for i in order]
         breaking = tuple(LabelledRule(r[0], r[2], f"{item.id}/{r[6]}", r[1], r[4]) for r in rows)
         keeping = tuple(LabelledRule(r[0], r[3], f"{item.id}/{r[6]}", r[1], r[5]) for r in rows)
-        orders = [Order((0, at["rule"]), (1, at["rule"])), Order((0, at["rule"]), (0, at["lenient"]))]
+        orders = [Order((0, at["rule"]), (1, at["rule"]))]
+        if "lenient" in at:
+            orders.append(Order((0, at["rule"]), (0, at["lenient"])))
         if "strict" in at:
             orders.append(Order((1, at["strict"]), (1, at["rule"])))
         examples = (
@@ -164,18 +172,20 @@ class Augmenter:
     def rung(self, rung: Rung, rng: random.Random) -> Group:
         """Return a conversation under guidelines around its own level (p+, p-) and others."""
         ladder, level = self._authored.ladders[rung.category], rung.level
-        near = sorted({max(level, 1), min(level + 1, 7), rng.randint(1, 7)})
+        worded = rng.random() < self._mixture.wordings
+        near = sorted({max(level, 1), min(level + 1, 7), rng.randint(1, 7)}) if worded else [_USUAL]
         rules = []
         for start in near:
             broken = level >= start and level > 0
             text = rng.choice(ladder.guidelines[start])
             rules.append(LabelledRule(text, broken, f"{rung.id}/from-{start}"))
         orders = []
-        if level > 0:
+        if worded and level > 0:
             orders = [Order((0, near.index(max(level, 1))), (0, near.index(min(level + 1, 7))))]
         if level > 0 and rng.random() < self._mixture.permits * 2:
             rules.append(self._excused(rung, rng))
-        rules += [self._elsewhere(rung, rng) for _ in range(1 + self._mixture.content // 2)]
+        others = 1 + self._mixture.content // 2 if self._mixture.distractors else 0
+        rules += [self._elsewhere(rung, rng) for _ in range(others)]
         rules += self._baseline(rung, rng)
         rules += [LabelledRule(t, False, f"{rung.id}/foreign", (), 0.4) for t in self._foreigners("", rng)]
         rules += self._checkable(rung.messages, rng)

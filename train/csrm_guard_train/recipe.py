@@ -35,6 +35,10 @@ class Mixture(BaseModel):
         content: rules about harmful content, of ladders and of the built-in policy
             `baseline-harms`, added to each conversation that they do not concern.
         permits: probability that a rule is also shown with permissions, apt or not.
+        distractors: share of a deployment's other rules shown beside a minimal pair's.
+        paraphrases: probability that a rule is shown in its other wording.
+        wordings: probability that a conversation is shown under stricter and more lenient
+            wordings, and with their orders (paper 3.2, strictness).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +52,9 @@ class Mixture(BaseModel):
     foreign: int = Field(default=1, ge=0)
     content: int = Field(default=0, ge=0)
     permits: Share = 0.35
+    distractors: Share = 0.7
+    paraphrases: Share = 0.4
+    wordings: Share = 1.0
 
 
 class Lora(BaseModel):
