@@ -3,64 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from csrm_guard.calibration import Calibration
 from csrm_guard.encoding import Limits
 from csrm_guard.errors import ArtifactError
 from csrm_guard.template import TEMPLATE_VERSION
 
-__all__ = ["DEFAULT_ARTIFACT", "MANIFEST", "Calibration", "Manifest", "digest", "read_manifest", "write_manifest"]
+__all__ = ["DEFAULT_ARTIFACT", "MANIFEST", "Manifest", "digest", "read_manifest", "write_manifest"]
 
 MANIFEST = "manifest.json"
 DEFAULT_ARTIFACT = Path(__file__).parent / "artifacts" / "default"
-
-
-class Calibration(BaseModel):
-    """How raw violation logits z become probabilities: q = sigmoid(slope * z + intercept).
-
-    Attributes:
-        method: `temperature` (intercept 0) or `platt`.
-        slope: above 0, so that the order of scores stays.
-        intercept: moves the boundary.
-        benign: pairs (false-positive rate, q that this share of harmless rows reaches).
-        rows: how many held-out rows it was fitted on.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: Literal["temperature", "platt"] = "platt"
-    slope: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    intercept: float = Field(default=0.0, allow_inf_nan=False)
-    benign: tuple[tuple[float, float], ...] = ()
-    rows: int = 0
-
-    @model_validator(mode="after")
-    def _falling(self) -> Calibration:
-        rates = [rate for rate, _ in self.benign]
-        if rates != sorted(set(rates)) or any(not 0 < rate < 1 for rate in rates):
-            raise ValueError("benign: rates must rise and lie between 0 and 1")
-        if any(not 0 <= q <= 1 for _, q in self.benign):  # NaN as well: no q would ever reach it
-            raise ValueError("benign: every q must lie between 0 and 1")
-        return self
-
-    def threshold_at(self, fpr: float) -> float:
-        """Return the q that a share `fpr` of harmless rows reaches, between the stored rates.
-
-        Raises:
-            ValueError: outside the stored rates; the message names them.
-        """
-        if not self.benign or not self.benign[0][0] <= fpr <= self.benign[-1][0]:
-            known = f"{self.benign[0][0]} to {self.benign[-1][0]}" if self.benign else "none"
-            raise ValueError(f"fpr {fpr} is outside the stored rates ({known})")
-        for (low, q_low), (high, q_high) in zip(self.benign, self.benign[1:], strict=False):
-            if low <= fpr <= high:
-                share = (math.log(fpr) - math.log(low)) / (math.log(high) - math.log(low))
-                return q_low + share * (q_high - q_low)
-        return self.benign[-1][1]
 
 
 class Manifest(BaseModel):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from csrm_guard.artifact import DEFAULT_ARTIFACT, Manifest, read_manifest
 from csrm_guard.encoding import ConversationIds, Encoder
 from csrm_guard.errors import ArtifactError, RuntimeMissing, ScoringError
+from csrm_guard.messages import stages_of
 from csrm_guard.model import Reading, ScoringRequest
 from csrm_guard.packing import Packed, collate, pack, split_rules
 from csrm_guard.template import render_rule
@@ -142,7 +143,10 @@ class OnnxRewardModel:
         share = max(len(requests), 1)
         return [
             Reading(
-                q=self._calibrate(self._gather(index, request, conversation, sequences, logits)),
+                q=self.manifest.calibration.q(
+                    self._gather(index, request, conversation, sequences, logits),
+                    stages_of(request.messages[-1])[0],
+                ),
                 spans=tuple((w.start, w.end) for w in conversation.windows),
                 judged_tokens=conversation.judged_tokens,
                 context_tokens=conversation.context_tokens,
@@ -206,11 +210,6 @@ class OnnxRewardModel:
                 place = sequence.window, chunk.rule, chunk.alternative
                 table[place] = max(table[place], float(value))
         found: NDArray[np.float64] = table.min(axis=2)
-        return found
-
-    def _calibrate(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-        c = self.manifest.calibration
-        found: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-(c.slope * logits + c.intercept)))
         return found
 
 

@@ -24,12 +24,23 @@ class Precision(str, Enum):
     fp32 = "fp32"
 
 
+class Method(str, Enum):
+    """Of calibration; `auto` takes the one with the smallest cross-fitted Brier score."""
+
+    auto = "auto"
+    temperature = "temperature"
+    platt = "platt"
+    isotonic = "isotonic"
+
+
 @app.command()
 def run(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT")],
     out: Annotated[Path, typer.Argument(metavar="OUT")],
     name: Annotated[str, typer.Option(help="What the model is called.")] = "csrm-default",
     precision: Annotated[Precision, typer.Option(help="Of the weights.")] = Precision.int8,
+    calibration: Annotated[Method, typer.Option(help="The curve from logits to probabilities.")] = Method.platt,
+    by_stage: Annotated[bool, typer.Option(help="A curve for each stage with enough held-out rows.")] = False,
 ) -> None:
     """Export, prove parity, calibrate; print what was measured."""
     began = time.monotonic()
@@ -39,6 +50,8 @@ def run(
             out,
             name=name,
             precision="int8" if precision is Precision.int8 else "fp32",
+            method=calibration.value,
+            by_stage=by_stage,
             say=lambda line: typer.echo(line, err=True),
         )
     except (CheckpointError, ParityError) as exc:

@@ -11,12 +11,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from csrm_guard.artifact import Calibration, Manifest, digest, write_manifest
+from csrm_guard.artifact import Manifest, digest, write_manifest
+from csrm_guard.calibration import Calibration
+from csrm_guard.messages import Stage, stages_of
 from csrm_guard.model import ScoringRequest
 from csrm_guard.onnx_model import OnnxRewardModel
 from csrm_guard.rows import Row, parse_row, views
 from csrm_guard.template import TEMPLATE_VERSION
-from csrm_guard_export.calibrate import fit_calibration, report, split_benign
+from csrm_guard_export.calibrate import Choice, best_method, fit_calibration, report
 from csrm_guard_export.onnx import OPSET, export_onnx
 from csrm_guard_export.parity import compare_int8, golden_batches, require_fp32
 from csrm_guard_export.quantize import quantize
@@ -36,9 +38,20 @@ def build(
     *,
     name: str = "csrm-default",
     precision: Precision = "int8",
+    method: Choice = "platt",
+    by_stage: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Write a model directory and return its manifest; `out` appears only when all of it is good.
+
+    Args:
+        checkpoint: a folder that csrm-train wrote.
+        out: the model directory; replaced.
+        name: what the model is called.
+        precision: of the weights.
+        method: the calibration curve; `auto` takes the best cross-fitted one.
+        by_stage: fit a curve for each stage that has enough held-out rows.
+        say: told what is being done.
 
     Raises:
         CheckpointError: the checkpoint is incomplete.
@@ -69,13 +82,29 @@ def build(
         else:
             shutil.copytree(fp32, folder)
         say("calibrating on held-out deployments")
-        top = np.array([z.max() for z in logits])
-        calibration = fit_calibration(top, y, _benign(rows, logits))
-        card = {**trained.card, "calibration": report(top, y, calibration, [_owner(row) for row in rows])}
+        calibration, figures = _calibrate(rows, y, logits, method, by_stage)
+        card = {**trained.card, "calibration": figures}
         manifest = _write(folder, trained, name, precision, calibration, parity, card)
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(folder, out)
     return manifest
+
+
+def _calibrate(
+    rows: Sequence[Row], y: Floats, logits: Sequence[Floats], method: Choice, by_stage: bool
+) -> tuple[Calibration, dict[str, Any]]:
+    """Return the fitted curve, and its errors before and after."""
+    top = np.array([z.max() for z in logits])
+    owners = [_owner(row) for row in rows]
+    stages: list[Stage] | None = [_stage(row) for row in rows] if by_stage else None
+    chosen = best_method(top, y, owners) if method == "auto" else method
+    benign, where = _benign(rows, logits)
+    fitted = fit_calibration(top, y, benign, method=chosen, stages=stages, benign_stages=where)
+    return fitted, report(top, y, fitted, owners, stages)
+
+
+def _stage(row: Row) -> Stage:
+    return stages_of(row.messages[-1], row.stage)[0]
 
 
 def _parent(out: Path) -> Path:
@@ -136,10 +165,14 @@ def _owner(row: Row) -> str:
     return row.id.split("-under-")[0].rsplit("-", 1)[0] if row.scope == "last message" else row.id
 
 
-def _benign(rows: Sequence[Row], logits: Sequence[Floats]) -> Floats:
-    labelled = []
+def _benign(rows: Sequence[Row], logits: Sequence[Floats]) -> tuple[Floats, list[Stage]]:
+    """Return the logits of the rules that safe and unsafe rows keep, and their stages."""
+    kept: list[float] = []
+    stages: list[Stage] = []
     for row, z in zip(rows, logits, strict=True):
         assert row.policy is not None, row.id
-        ids = tuple(rule.id for rule in row.policy.rules)
-        labelled.append((z, ids, frozenset(row.violated or ())))
-    return split_benign(labelled)
+        for rule, value in zip(row.policy.rules, z, strict=True):
+            if rule.id not in (row.violated or ()):
+                kept.append(float(value))
+                stages.append(_stage(row))
+    return np.array(kept, np.float64), stages

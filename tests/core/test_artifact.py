@@ -1,13 +1,10 @@
 import json
-import math
 
 import pytest
 from pydantic import ValidationError
 
 from csrm_guard import ArtifactError
-from csrm_guard.artifact import DEFAULT_ARTIFACT, MANIFEST, Calibration, Manifest, digest, read_manifest, write_manifest
-
-CURVE = Calibration(benign=((0.001, 0.9), (0.01, 0.7), (0.1, 0.3)))
+from csrm_guard.artifact import DEFAULT_ARTIFACT, MANIFEST, Manifest, digest, read_manifest, write_manifest
 
 
 def rewrite(folder, **changes):
@@ -105,53 +102,6 @@ def test_the_card_does_not_change_the_id(artifact):
 def test_the_digest_is_the_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-@pytest.mark.parametrize(("fpr", "q"), [(0.001, 0.9), (0.01, 0.7), (0.1, 0.3)])
-def test_a_stored_rate_gives_its_q(fpr, q):
-    assert CURVE.threshold_at(fpr) == pytest.approx(q)
-
-
-def test_between_stored_rates_q_is_interpolated_over_the_logarithm():
-    assert CURVE.threshold_at(10**-2.5) == pytest.approx(0.8)
-    assert CURVE.threshold_at(10**-1.5) == pytest.approx(0.5)
-
-
-def test_a_lower_rate_never_gives_a_lower_threshold():
-    found = [CURVE.threshold_at(0.001 * 1.1**i) for i in range(48)]
-    assert found == sorted(found, reverse=True)
-
-
-@pytest.mark.parametrize("fpr", [0.0001, 0.5])
-def test_a_rate_outside_the_stored_ones_is_refused_with_them(fpr):
-    with pytest.raises(ValueError, match=rf"fpr {fpr} is outside the stored rates \(0\.001 to 0\.1\)"):
-        CURVE.threshold_at(fpr)
-
-
-def test_a_model_without_quantiles_says_so():
-    with pytest.raises(ValueError, match=r"outside the stored rates \(none\)"):
-        Calibration().threshold_at(0.01)
-
-
-def test_one_stored_rate_answers_itself():
-    assert Calibration(benign=((0.01, 0.7),)).threshold_at(0.01) == 0.7
-
-
-@pytest.mark.parametrize(
-    "benign",
-    [
-        ((0.1, 0.3), (0.01, 0.7)),
-        ((0.1, 0.3), (0.1, 0.2)),
-        ((0.0, 0.3),),
-        ((1.0, 0.3),),
-        ((0.1, math.nan),),
-        ((0.1, 2.0),),
-    ],
-    ids=["falling", "twice", "zero", "one", "nan q", "large q"],
-)
-def test_wrong_quantiles_are_refused(benign):
-    with pytest.raises(ValidationError, match="benign: "):
-        Calibration(benign=benign)
 
 
 def test_a_manifest_cannot_be_changed(artifact):

@@ -90,7 +90,7 @@ def test_the_manifest_states_what_was_measured(out: Path):
     manifest = Manifest.model_validate_json((out / "manifest.json").read_bytes())
     assert manifest.parity["fp32_max_abs_logit_difference"] <= 1e-4
     assert {"verdict_agreement", "auroc_drop"} <= set(manifest.parity["int8"])
-    assert {"raw", "fitted", "cross_fitted"} == set(manifest.card["calibration"])
+    assert {"method", "raw", "fitted", "cross_fitted", "cross_fitted_by_method"} == set(manifest.card["calibration"])
     assert manifest.calibration.rows == 48
 
 

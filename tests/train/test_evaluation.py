@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from csrm_guard.artifact import Calibration
+from csrm_guard.calibration import Calibration
 from csrm_guard.messages import Message
 from csrm_guard.model import Reading, ScoringRequest
 from csrm_guard.policy import Policy, Rule

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csrm_guard.artifact import Calibration
 from csrm_guard.bulk import score_row
+from csrm_guard.calibration import Calibration
 from csrm_guard.guard import Guard
+from csrm_guard.messages import stages_of
 from csrm_guard.model import RewardModel
 from csrm_guard.policy import Policy, Rule
 from csrm_guard.rows import Row
@@ -143,8 +144,9 @@ def _report(
     found["auroc_ci95"] = bootstrap(y, p, rounds=rounds, seed=seed)
     if calibration is not None:
         clipped = np.clip(p, 1e-9, 1 - 1e-9)
-        z = (np.log(clipped / (1 - clipped)) - calibration.intercept) / calibration.slope
-        raw = 1.0 / (1.0 + np.exp(-z))
+        calibrated = np.log(clipped) - np.log1p(-clipped)
+        curves = [calibration.curve(stages_of(s.row.messages[-1])[0]) for s in scored]
+        raw = 1.0 / (1.0 + np.exp(-np.array([c.raw(v) for c, v in zip(curves, calibrated, strict=True)])))
         found["ece_raw"], found["smece_raw"] = ece(y, raw), smooth_ece(y, raw)
     return found
 
