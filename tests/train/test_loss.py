@@ -38,3 +38,7 @@ def test_listwise_does_not_compare_across_examples():
 
 def test_listwise_is_zero_where_nothing_is_violated():
     assert listwise(torch.randn(3), torch.zeros(3), torch.tensor([0, 0, 1]), 2).item() == 0.0
+
+
+def test_labels_that_nobody_trusts_cost_nothing():
+    assert float(classification(torch.tensor([3.0]), torch.tensor([0.0]), torch.tensor([0.0]))) == 0.0

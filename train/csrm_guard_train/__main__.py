@@ -21,6 +21,7 @@ from csrm_guard_train.families import FamilyError
 from csrm_guard_train.loop import train
 from csrm_guard_train.public import PUBLIC_FILES, read_public
 from csrm_guard_train.recipe import Recipe, RecipeError
+from csrm_guard_train.responses import RESPONSE_FILES, read_responses
 from csrm_guard_train.strictness import StrictnessError, pair_groups
 from csrm_guard_train.strictness_report import authored_sources, public_sources, read_pairs
 from csrm_guard_train.validation import rows_to_jsonl, validation_rows
@@ -46,6 +47,7 @@ def run(
         authored = read_authored(data)
         training, held_out = authored.split(recipe.validation, recipe.seed)
         groups = read_public(public, authored.ladders, recipe.seed) if public else []
+        responses = read_responses(public, recipe.seed) if public and recipe.mixture.responses else []
         strict = _strict_groups(pairs, training, held_out, public, recipe.seed) if pairs else []
         trained = _begin(recipe, backbones, init, out)
     except (CsrmGuardError, RecipeError, CheckpointError, FamilyError, StrictnessError) as exc:
@@ -62,7 +64,7 @@ def run(
     trained.held_out.extend(rows_to_jsonl(rows))
     if pairs:
         trained.card["strict_pairs"] = {"groups": len(strict), "sha256": hashlib.sha256(pairs.read_bytes()).hexdigest()}
-    augmenter = Augmenter(training, recipe.mixture, groups, strict)
+    augmenter = Augmenter(training, recipe.mixture, groups, strict, responses)
     report = train(trained, augmenter, rows, out, stop_after=stop_after)
     typer.echo(f"{report.step} steps, {report.tokens} tokens, {report.seconds:.0f} s -> {out / 'checkpoint'}")
 
@@ -100,7 +102,8 @@ def _card(recipe: Recipe, data: Path, public: Path | None, groups: int) -> dict[
     """Return what the model is trained on: files with their hashes, licences, software."""
     files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(data.glob("*.jsonl*"))}
     used = {}
-    for name, (licence, most) in PUBLIC_FILES.items() if public else ():
+    known = PUBLIC_FILES | (RESPONSE_FILES if recipe.mixture.responses else {})
+    for name, (licence, most) in known.items() if public else ():
         for path in sorted(public.glob(f"{name}.jsonl*") if public else [])[:1]:
             sha = hashlib.sha256(path.read_bytes()).hexdigest()
             used[path.name] = {"licence": licence, "most_rows": most, "sha256": sha}

@@ -94,14 +94,20 @@ class Augmenter:
         mixture: how much of what.
         public: groups made from public sets; drawn as they are, with rules added.
         strict: groups of the pairs that Algorithm 1 kept; the same.
+        responses: groups of chosen and rejected answers; drawn as they are.
     """
 
     def __init__(
-        self, authored: Authored, mixture: Mixture, public: Sequence[Group] = (), strict: Sequence[Group] = ()
+        self,
+        authored: Authored,
+        mixture: Mixture,
+        public: Sequence[Group] = (),
+        strict: Sequence[Group] = (),
+        responses: Sequence[Group] = (),
     ) -> None:
         self._authored = authored
         self._mixture = mixture
-        self._public, self._strict = public, strict
+        self._public, self._strict, self._responses = public, strict, responses
         self._foreign = sorted({rule for item in authored.items for rule in (item.rule, *item.distractors)})
         self._permissions = sorted({item.lenient for item in authored.items})
         words = {w for item in authored.items for w in item.compliant[-1].content.lower().split()}
@@ -116,6 +122,7 @@ class Augmenter:
         groups += [self.transcript(row, rng) for row in _sample(sets.transcripts, mix.transcripts, rng)]
         groups += [self.public(group, rng) for group in _sample(self._public, mix.public, rng)]
         groups += [self.public(group, rng) for group in _sample(self._strict, mix.strict, rng)]
+        groups += _sample(self._responses, mix.responses, rng)
         rng.shuffle(groups)
         return groups
 

@@ -18,10 +18,10 @@ def classification(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     Args:
         logits: violation logits (N,).
         labels: 1 violated, 0 kept (N,).
-        weights: trust in each label (N,).
+        weights: trust in each label (N,); if all are 0 (orders only), so is the result.
     """
     each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    return (each * weights).sum() / weights.sum()
+    return (each * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
 def ordering(more: Tensor, less: Tensor, margin: float) -> Tensor:

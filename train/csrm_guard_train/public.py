@@ -17,7 +17,7 @@ from csrm_guard.rows import read_jsonl
 from csrm_guard_train.augment import Example, Group, LabelledRule
 from csrm_guard_train.data import Ladder
 
-__all__ = ["PUBLIC_FILES", "read_public"]
+__all__ = ["HARMFUL", "PUBLIC_FILES", "read_public"]
 
 # file -> (licence, most rows used). Tweets (platform terms) and sets whose licence could not be
 # confirmed are left out.
@@ -34,7 +34,8 @@ PUBLIC_FILES: dict[str, tuple[str, int]] = {
     "benign_conversations": ("CC-BY-SA / Apache-2.0", 500),
 }
 
-_HARMFUL = (
+# Wordings of one rule against all that is harmful.
+HARMFUL = (
     "Do not help with, encourage or take part in anything that could hurt people, is illegal, hateful, sexual or "
     "deceptive.",
     "Harmful or dangerous requests must not be made, and must never be fulfilled. Refusing or warning is fine.",
@@ -124,7 +125,7 @@ def _rules(
     rng: random.Random,
 ) -> Iterator[LabelledRule]:
     """Yield rules that forbid (p+), permit (p-) and do not concern the conversation."""
-    wordings = _MEDICAL if name == "medsafetybench" else _ATTACK if "jailbreak" in name else _HARMFUL
+    wordings = _MEDICAL if name == "medsafetybench" else _ATTACK if "jailbreak" in name else HARMFUL
     yield LabelledRule(rng.choice(wordings), harmful, f"{origin}/harm", (), 0.8)
     yield LabelledRule(rng.choice(_ALLOWED), False, f"{origin}/allowed")
     if rng.random() < 0.5:

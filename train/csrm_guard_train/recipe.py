@@ -30,6 +30,7 @@ class Mixture(BaseModel):
         transcripts: share of the multi-rule transcripts.
         public: share of the public conversations, if any are given.
         strict: share of the conversations under pairs that Algorithm 1 kept, if any are given.
+        responses: share of the chosen/rejected answers, if public sets are given.
         checkable: rules whose violation a program can tell, added to each conversation.
         foreign: rules of other deployments added to each conversation.
         content: rules about harmful content, of ladders and of the built-in policy
@@ -48,6 +49,7 @@ class Mixture(BaseModel):
     transcripts: Share = 1.0
     public: Share = 1.0
     strict: Share = 1.0
+    responses: Share = 0.0
     checkable: int = Field(default=2, ge=0)
     foreign: int = Field(default=1, ge=0)
     content: int = Field(default=0, ge=0)

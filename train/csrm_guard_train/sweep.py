@@ -33,6 +33,7 @@ from csrm_guard_train.metrics import auroc
 from csrm_guard_train.predict import predict
 from csrm_guard_train.public import read_public
 from csrm_guard_train.recipe import Recipe, RecipeError
+from csrm_guard_train.responses import read_responses
 from csrm_guard_train.validation import validation_rows
 
 __all__ = ["Outcome", "Sweep", "Variant", "markdown", "outcome"]
@@ -207,13 +208,15 @@ def _one(
         return
     training, held_out = authored.split(recipe.validation, recipe.seed)
     groups: list[Group] = read_public(public, authored.ladders, recipe.seed) if public else []
+    answers = read_responses(public, recipe.seed) if public and recipe.mixture.responses else []
+    augmenter = Augmenter(training, recipe.mixture, groups, responses=answers)
     checkpoint = out / "checkpoint"
     trained = load_checkpoint(checkpoint) if checkpoint.is_dir() else None
     if trained is None or (checkpoint / "resume.pt").is_file():
         trained = trained or start(recipe, find_backbone(recipe.backbone, backbones))
         kept = validation_rows(held_out, recipe.seed)
         some = random.Random(recipe.seed).sample(kept, k=min(len(kept), 600))
-        train(trained, Augmenter(training, recipe.mixture, groups), some, out, evaluate_steps=10**9)
+        train(trained, augmenter, some, out, evaluate_steps=10**9)
         trained = load_checkpoint(checkpoint)
     began = time.monotonic()
     scores = _score(trained, rows)
