@@ -7,8 +7,7 @@ from typer.testing import CliRunner
 from csrm_guard_train.__main__ import app
 from csrm_guard_train.data import Authored
 from csrm_guard_train.evaluate import app as evaluate_app
-from csrm_guard_train.strictness import Labelled, StrictPair
-from csrm_guard_train.strictness_report import write_pairs
+from csrm_guard_train.pairs import Labelled, StrictPair, write_pairs
 from tests.tiny import make_recipe
 
 DEV = Path(__file__).resolve().parents[2] / "train" / "data" / "dev" / "transcripts_dev.jsonl.gz"

@@ -6,34 +6,30 @@ import numpy as np
 import pytest
 
 from csrm_guard.messages import Message
-from csrm_guard_train.strictness import (
+from csrm_guard_train.dominance import Candidate, clopper_pearson_lower, dominance, fewest, strictness_test
+from csrm_guard_train.labellers import (
     AnnotatedLabeller,
     Booleans,
-    Candidate,
     Conversation,
     CrossFittedLabeller,
+    StrictnessError,
+    TfidfClassifier,
+    fold_groups,
+)
+from csrm_guard_train.pairs import Labelled, StrictPair, pair_groups
+from csrm_guard_train.strictness import (
     Judged,
-    Labelled,
     Settings,
     Source,
-    StrictnessError,
-    StrictPair,
-    TfidfClassifier,
     authored_severity,
     by_severity,
     candidates,
-    clopper_pearson_lower,
     cover,
     describe,
-    dominance,
-    fewest,
-    fold_groups,
     make_pool,
     measured_severity,
-    pair_groups,
     propose_annotated,
     strictness,
-    strictness_test,
 )
 
 GRAVEST_FIRST = ("murder", "assault", "shoving", "rude gestures")

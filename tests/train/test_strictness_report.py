@@ -7,8 +7,9 @@ from typer.testing import CliRunner
 
 from csrm_guard.errors import RowError
 from csrm_guard_train.data import Authored
-from csrm_guard_train.strictness import pair_groups
-from csrm_guard_train.strictness_report import app, authored_sources, public_sources, read_pairs
+from csrm_guard_train.pairs import pair_groups, read_pairs
+from csrm_guard_train.strictness_report import app
+from csrm_guard_train.strictness_sources import authored_sources, public_sources
 
 CATEGORIES = {"Violence": "stab", "Sexual content": "erotic", "Hate, harassment and discrimination": "hateful"}
 

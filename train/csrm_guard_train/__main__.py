@@ -18,12 +18,13 @@ from csrm_guard_train.augment import Augmenter, Group
 from csrm_guard_train.checkpoint import CheckpointError, Trained, find_backbone, load_checkpoint, start
 from csrm_guard_train.data import Authored, read_authored
 from csrm_guard_train.families import FamilyError
+from csrm_guard_train.labellers import StrictnessError
 from csrm_guard_train.loop import train
+from csrm_guard_train.pairs import pair_groups, read_pairs
 from csrm_guard_train.public import PUBLIC_FILES, read_public
 from csrm_guard_train.recipe import Recipe, RecipeError
 from csrm_guard_train.responses import RESPONSE_FILES, read_responses
-from csrm_guard_train.strictness import StrictnessError, pair_groups
-from csrm_guard_train.strictness_report import authored_sources, public_sources, read_pairs
+from csrm_guard_train.strictness_sources import authored_sources, public_sources
 from csrm_guard_train.validation import rows_to_jsonl, validation_rows
 
 app = typer.Typer(add_completion=False)

@@ -14,69 +14,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import beta
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
-
-from csrm_guard.messages import Message
-from csrm_guard_train.augment import Example, Group, LabelledRule, Order
+from csrm_guard_train.dominance import Candidate, StrictnessTest, strictness_test
+from csrm_guard_train.labellers import (
+    AnnotatedLabeller,
+    Conversation,
+    Labeller,
+    Meanings,
+    StrictnessError,
+    fold_groups,
+)
+from csrm_guard_train.pairs import Labelled, StrictPair
 
 __all__ = [
-    "AnnotatedLabeller", "Candidate", "Conversation", "Coverage", "CrossFittedLabeller", "Describer", "Judged",
-    "Labelled", "Labeller", "Meanings", "MostSevere", "Outcome", "Settings", "Source", "StrictPair",
-    "StrictnessError", "StrictnessTest", "SubcategoryProposer", "TextClassifier", "TfidfClassifier",
-    "authored_severity", "by_severity", "candidates", "clopper_pearson_lower", "cover", "describe", "dominance",
-    "fewest", "fold_groups", "make_pool", "measured_severity", "pair_groups", "propose_annotated", "strictness",
-    "strictness_test",
+    "Coverage", "Describer", "Judged", "MostSevere", "Outcome", "Settings", "Source", "SubcategoryProposer",
+    "authored_severity", "by_severity", "candidates", "cover", "describe", "make_pool", "measured_severity",
+    "propose_annotated", "strictness",
 ]  # fmt: skip
 
-Booleans = NDArray[np.bool_]
-# Text of a guideline -> the subcategories that it disallows. A text that is not in it means itself.
-Meanings: TypeAlias = Mapping[str, frozenset[str]]
 # Returns the most severe of the subcategories that remain (step 3; the paper asks a language model).
 MostSevere: TypeAlias = Callable[[Sequence[str]], str]
 # (disallowed, allowed) -> one or more wordings of that guideline (step 4; the paper asks a language model).
 Describer: TypeAlias = Callable[[Sequence[str], Sequence[str]], tuple[str, ...]]
-
-
-class StrictnessError(Exception):
-    """The augmentation was asked for something that it cannot do soundly; the message says what."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """A conversation and what its annotators said of it, in the words of the subcategories.
-
-    Attributes:
-        shows: subcategories that it is known to fall under.
-        lacks: subcategories that it is known not to fall under; all others are unknown.
-    """
-
-    id: str
-    messages: tuple[Message, ...]
-    shows: frozenset[str] = frozenset()
-    lacks: frozenset[str] = frozenset()
-
-    def says(self, disallowed: frozenset[str]) -> bool | None:
-        """Return whether it breaks a guideline that disallows these subcategories; None: unknown."""
-        if self.shows & disallowed:
-            return True
-        return False if disallowed <= self.lacks else None
-
-    @property
-    def text(self) -> str:
-        """All turns, as a text classifier reads them."""
-        return "\n".join(message.content for message in self.messages)
-
-
-class Labeller(Protocol):
-    """The paper's l(x.r; d): whether a conversation is unsafe under a guideline or subcategory text."""
-
-    def __call__(self, conversation: Conversation, text: str, /) -> bool:
-        """Return True if the conversation is unsafe under the text."""
 
 
 class SubcategoryProposer(Protocol):
@@ -84,129 +42,6 @@ class SubcategoryProposer(Protocol):
 
     def __call__(self, conversation: Conversation, subcategories: Sequence[str], /) -> str | None:
         """Return one more subcategory, under which the conversation falls, or None for no idea."""
-
-
-# --- Step 5: the StrictnessTest (Definition 3.1) --------------------------------------------------
-
-
-def clopper_pearson_lower(k: int, n: int, alpha: float = 0.05) -> float:
-    """Return the one-sided lower bound BetaInv(alpha; k, n - k + 1) of a share k/n; 0 for k = 0.
-
-    The true share lies below it in at most `alpha` of all independent samples. No correction is made for testing
-    many pairs, as in the paper: among pairs that lie just at the level, about alpha of them pass by luck.
-
-    Raises:
-        ValueError: not 0 <= k <= n, or alpha outside (0, 1).
-    """
-    if not 0 <= k <= n:
-        raise ValueError(f"k={k}, n={n}: 0 <= k <= n must hold")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha={alpha}: give a number between 0 and 1")
-    return float(beta.ppf(alpha, k, n - k + 1)) if k else 0.0
-
-
-def fewest(level: float = 0.95, alpha: float = 0.05) -> int:
-    """Return the smallest n that can pass, without a miss: the bound is then alpha ** (1 / n)."""
-    if not (0 < level < 1 and 0 < alpha < 1):
-        raise ValueError(f"level={level}, alpha={alpha}: give numbers between 0 and 1")
-    return math.floor(math.log(alpha) / math.log(level)) + 1
-
-
-@dataclass(frozen=True, slots=True)
-class StrictnessTest:
-    """Whether a text is stricter than another.
-
-    Attributes:
-        k: conversations that are unsafe under both texts.
-        n: conversations that are unsafe under the lenient one.
-        bound: the lower bound of Pr[unsafe under the strict | unsafe under the lenient].
-        level: what the bound must exceed.
-        fewest: the n below which no result can pass.
-    """
-
-    k: int
-    n: int
-    bound: float
-    level: float
-    fewest: int
-
-    @property
-    def kept(self) -> bool:
-        """Whether the pair may become supervision."""
-        return self.bound > self.level
-
-    @property
-    def small(self) -> bool:
-        """Whether there was too little data for any result to pass."""
-        return self.n < self.fewest
-
-    @property
-    def reason(self) -> str:
-        """Why the pair is dropped; empty if it is kept."""
-        if self.kept:
-            return ""
-        if self.small:
-            return f"too few unsafe under the lenient text: n={self.n}<{self.fewest} can never pass"
-        return f"bound {self.bound:.4f} <= {self.level:.2f} (k={self.k}, n={self.n})"
-
-
-def dominance(
-    strict: Sequence[bool], lenient: Sequence[bool], *, alpha: float = 0.05, level: float = 0.95
-) -> StrictnessTest:
-    """Return the test of one text against another, from the labels of the same conversations under each.
-
-    Raises:
-        ValueError: the label lists differ in length.
-    """
-    both = [s for s, given in zip(strict, lenient, strict=True) if given]
-    k, n = sum(both), len(both)
-    return StrictnessTest(k, n, clopper_pearson_lower(k, n, alpha), level, fewest(level, alpha))
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """Two guidelines of a category, the first of which is meant to be the stricter.
-
-    Attributes:
-        id: the source and how many of the gravest subcategories each text disallows.
-        strict, lenient: wordings; all of one guideline mean the same.
-        strict_disallows, lenient_disallows: subcategories; the second lies within the first.
-    """
-
-    id: str
-    strict: tuple[str, ...]
-    lenient: tuple[str, ...]
-    strict_disallows: frozenset[str]
-    lenient_disallows: frozenset[str]
-
-    @property
-    def meanings(self) -> dict[str, frozenset[str]]:
-        """Each wording with what it disallows."""
-        strict = dict.fromkeys(self.strict, self.strict_disallows)
-        return strict | dict.fromkeys(self.lenient, self.lenient_disallows)
-
-
-def strictness_test(
-    candidate: Candidate,
-    pool: Sequence[Conversation],
-    labeller: Labeller,
-    *,
-    alpha: float = 0.05,
-    level: float = 0.95,
-) -> StrictnessTest:
-    """Return the test over all wordings of a candidate at once.
-
-    Each conversation counts once however many wordings there are: in n if any lenient wording calls it unsafe, in
-    k if all strict wordings then do. Pooling wordings can thus make a pair fail, never let a small pool pass.
-
-    Raises:
-        StrictnessError: a conversation is given more than once, which would fake a larger sample.
-    """
-    if len({c.id for c in pool}) < len(pool):
-        raise StrictnessError(f"{candidate.id}: a conversation stands in the pool twice; a sample counts each once")
-    strict = [all(labeller(c, text) for text in candidate.strict) for c in pool]
-    lenient = [any(labeller(c, text) for text in candidate.lenient) for c in pool]
-    return dominance(strict, lenient, alpha=alpha, level=level)
 
 
 # --- Step 2: the pool D_p and its coverage --------------------------------------------------------
@@ -360,144 +195,6 @@ def candidates(name: str, ordered: Sequence[str], describer: Describer) -> tuple
     )  # fmt: skip
 
 
-# --- Labellers ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class AnnotatedLabeller:
-    """Labels from annotations where they decide, else from another labeller, else False.
-
-    Where annotations decide everything, what a lenient guideline forbids a strict one forbids too, by construction:
-    the test then asks only whether there is enough data. Hence the second judge, `CrossFittedLabeller`.
-    """
-
-    meanings: Meanings
-    otherwise: Labeller | None = None
-
-    def __call__(self, conversation: Conversation, text: str, /) -> bool:
-        """Return True if the conversation shows a subcategory that the text disallows."""
-        said = conversation.says(self.meanings.get(text, frozenset({text})))
-        if said is None and self.otherwise is not None:
-            return self.otherwise(conversation, text)
-        return bool(said)
-
-
-class TextClassifier(Protocol):
-    """What `CrossFittedLabeller` fits once per fold: N texts, G guidelines."""
-
-    def fit(self, texts: Sequence[str], labels: Booleans) -> None:
-        """Learn from labels (N, G)."""
-
-    def predict(self, texts: Sequence[str]) -> Booleans:
-        """Return labels (N, G)."""
-
-
-class TfidfClassifier:
-    """TF-IDF and one logistic regression per guideline, classes weighted alike."""
-
-    def __init__(self) -> None:
-        self._vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-        self._models: list[LogisticRegression | bool] = []
-
-    def fit(self, texts: Sequence[str], labels: Booleans) -> None:
-        """Learn from labels (N, G); a guideline with one class only is answered with that class."""
-        rows = self._vectors.fit_transform(texts)
-        self._models = [
-            LogisticRegression(C=10.0, class_weight="balanced", solver="liblinear").fit(rows, column)
-            if 0 < column.sum() < len(column)
-            else bool(column.all())
-            for column in labels.T
-        ]
-
-    def predict(self, texts: Sequence[str]) -> Booleans:
-        """Return labels (N, G)."""
-        rows = self._vectors.transform(texts)
-        columns = [
-            np.full(len(texts), model) if isinstance(model, bool) else model.predict(rows) for model in self._models
-        ]
-        return np.stack(columns, axis=1).astype(bool)
-
-
-def fold_groups(conversations: Sequence[Conversation]) -> list[int]:
-    """Return a group per conversation; those that share any turn but a system message share a group."""
-    parent = list(range(len(conversations)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    first: dict[str, int] = {}
-    for i, conversation in enumerate(conversations):
-        for message in conversation.messages:
-            if message.role not in ("system", "developer"):
-                key = " ".join(message.content.casefold().split())
-                parent[root(i)] = root(first.setdefault(key, i))
-    return [root(i) for i in range(len(conversations))]
-
-
-@dataclass(frozen=True, slots=True)
-class CrossFittedLabeller:
-    """Labels from a text classifier that has seen neither the conversation nor one that shares a turn with it.
-
-    One classifier answers each guideline, not each subcategory: if a guideline's label were put together from its
-    subcategories' labels, the strict one could not but follow from the lenient one, and the test would be idle.
-
-    Attributes:
-        meanings: what each text disallows. Wordings of one meaning get one label: the classifier reads
-            conversations, so only a labeller that reads guidelines can find a badly worded one.
-        labels: (meaning, conversation id) to the out-of-fold label.
-    """
-
-    meanings: Meanings
-    labels: Mapping[tuple[frozenset[str], str], bool]
-
-    @classmethod
-    def fit(
-        cls,
-        conversations: Sequence[Conversation],
-        meanings: Meanings,
-        *,
-        folds: int = 5,
-        classifier: Callable[[], TextClassifier] = TfidfClassifier,
-    ) -> CrossFittedLabeller:
-        """Fit on annotated conversations; what is unknown counts as not shown while fitting.
-
-        With fewer than two groups there is nothing to learn from, and nothing is called unsafe.
-
-        Args:
-            conversations: those of the pool, and preferably safe ones too.
-            meanings: the guidelines to learn.
-            folds: how many parts; fewer if there are fewer groups.
-            classifier: makes a new classifier for each fold.
-        """
-        targets = sorted(set(meanings.values()), key=sorted)
-        texts = [c.text for c in conversations]
-        truth = np.array([[bool(c.shows & target) for target in targets] for c in conversations], dtype=bool)
-        guesses = np.zeros_like(truth)  # (N, G)
-        groups = fold_groups(conversations)
-        parts = min(folds, len(set(groups)))
-        if targets and parts > 1:
-            for seen, unseen in GroupKFold(parts).split(texts, groups=groups):
-                model = classifier()
-                model.fit([texts[i] for i in seen], truth[seen])
-                guesses[unseen] = model.predict([texts[i] for i in unseen])
-        ids = [c.id for c in conversations]
-        labels = {(t, c): bool(guesses[row, g]) for row, c in enumerate(ids) for g, t in enumerate(targets)}
-        return cls(meanings, labels)
-
-    def __call__(self, conversation: Conversation, text: str, /) -> bool:
-        """Return the label from the fold that did not see the conversation.
-
-        Raises:
-            StrictnessError: the conversation or the text was not among those fitted.
-        """
-        try:
-            return self.labels[self.meanings[text], conversation.id]
-        except KeyError as exc:
-            raise StrictnessError(f"{conversation.id}: no label was fitted for it under {text[:60]!r}") from exc
-
-
 # --- The whole of Algorithm 1 ---------------------------------------------------------------------
 
 
@@ -549,36 +246,6 @@ class Judged:
     def kept(self) -> bool:
         """Whether all labellers agree that the strict text is stricter."""
         return self.weakest.kept
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A conversation's labels under a pair; `known`: both follow from its annotation."""
-
-    conversation: str
-    strict: bool
-    lenient: bool
-    known: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StrictPair:
-    """Two texts of which the first is stricter, and the conversations of the pool under both.
-
-    Attributes:
-        bound, k, n: of the test that passed by the least.
-        origin: data set, licence and labellers.
-    """
-
-    id: str
-    category: str
-    strict_text: str
-    lenient_text: str
-    labels: tuple[Labelled, ...]
-    bound: float
-    k: int
-    n: int
-    origin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -659,45 +326,3 @@ def _pairs(
         )
         name = f"{candidate.id}#{number}"
         yield StrictPair(name, source.category, strict, lenient, labels, test.bound, test.k, test.n, origin)
-
-
-def pair_groups(
-    pairs: Sequence[StrictPair], conversations: Iterable[Conversation], *, most: int | None = None, seed: int = 0
-) -> list[Group]:
-    """Return a group per pair and conversation: both texts as rules, the strict one violated more.
-
-    A conversation whose labels contradict the order (unsafe only under the lenient text) is left out there.
-
-    Args:
-        pairs: what Algorithm 1 kept.
-        conversations: at least those that the pairs name.
-        most: at most so many groups per conversation, drawn by seed; default: all.
-        seed: decides this and which rule stands first, so that place says nothing.
-
-    Raises:
-        StrictnessError: a pair names a conversation that is not given.
-    """
-    by_id = {c.id: c for c in conversations}
-    rng = random.Random(seed)
-    uses = [(pair, row) for pair in pairs for row in pair.labels if row.strict or not row.lenient]
-    rng.shuffle(uses)
-    counts: dict[str, int] = {}
-    groups = []
-    for pair, row in uses:
-        if row.conversation not in by_id:
-            raise StrictnessError(f"{pair.id}: conversation {row.conversation!r} is not among those given")
-        counts[row.conversation] = counts.get(row.conversation, 0) + 1
-        if most is None or counts[row.conversation] <= most:
-            groups.append(_group(pair, row, by_id[row.conversation], strict_first=rng.random() < 0.5))
-    return sorted(groups, key=lambda group: group.id)
-
-
-def _group(pair: StrictPair, row: Labelled, conversation: Conversation, *, strict_first: bool) -> Group:
-    # A label that a classifier filled in counts half of one that a person gave.
-    weight = 1.0 if row.known else 0.5
-    origin = f"{pair.id}/{conversation.id} ({pair.origin})"
-    strict = LabelledRule(pair.strict_text, row.strict, f"{origin}/strict", (), weight)
-    lenient = LabelledRule(pair.lenient_text, row.lenient, f"{origin}/lenient", (), weight)
-    rules = (strict, lenient) if strict_first else (lenient, strict)
-    order = Order((0, rules.index(strict)), (0, rules.index(lenient)))
-    return Group(f"{pair.id}/{conversation.id}", (Example((conversation.messages,), rules),), (order,))
