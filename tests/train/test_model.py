@@ -92,10 +92,13 @@ def test_padding_changes_nothing_in_any_structure(backbones: Path, structure: St
 
 
 def test_a_pair_holds_the_conversation_and_one_rule():
-    blocks = torch.tensor([[0, 1, 2, 2, 3, -1]])
-    ids, alone, _ = pairs(torch.arange(6)[None], blocks, torch.arange(6)[None], rules=2)
-    assert alone.tolist() == [[0, 1, 2, 2, -1, -1], [0, 1, -1, -1, 2, -1]]
-    assert ids.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    blocks = torch.tensor([[0, 1, 2, 2, 3, -1], [0, 1, 1, 2, -1, -1]])
+    row = torch.arange(6)[None].expand(2, -1)
+    heads = torch.tensor([[2, 4], [3, 0]])
+    ids, alone, _, at, exists = pairs(row, blocks, row, heads)
+    assert exists.tolist() == [[True, True], [True, False]]
+    assert alone.tolist() == [[0, 1, 2, 2], [0, 1, 2, -1], [0, 1, 1, 2]]
+    assert ids.gather(1, at[:, None])[:, 0].tolist() == [2, 4, 3]
 
 
 def test_probes_read_rules_and_conversation_apart():

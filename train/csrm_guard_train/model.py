@@ -53,14 +53,27 @@ def attention_mask(blocks: Tensor, structure: Structure = "context-first", *, ca
     return allowed[:, None]
 
 
-def pairs(ids: Tensor, blocks: Tensor, positions: Tensor, rules: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return one sequence per rule, (B * R, T): the conversation and that rule, the rest as padding."""
-    wanted = torch.arange(rules, device=blocks.device)[None, :, None] + FIRST_RULE
-    each = blocks[:, None, :].expand(-1, rules, -1)
-    keep = ((each >= 0) & (each <= JUDGED)) | (each == wanted)
-    alone = torch.where(keep, each.clamp(max=FIRST_RULE), torch.full_like(each, PADDING))
-    spread = [t[:, None, :].expand(-1, rules, -1).flatten(0, 1) for t in (ids, positions)]
-    return spread[0], alone.flatten(0, 1), spread[1]
+def pairs(ids: Tensor, blocks: Tensor, positions: Tensor, heads: Tensor) -> tuple[Tensor, ...]:
+    """Return one sequence per rule: the conversation and that rule, without the other rules' tokens.
+
+    Args:
+        ids, blocks, positions: (B, T).
+        heads: where each rule is read (B, R).
+
+    Returns:
+        ids, blocks, positions (N, T'), heads (N,), and which of the (B, R) rules these N are; padded
+        rules have no sequence.
+    """
+    wanted = torch.arange(heads.shape[1], device=blocks.device)[None, :, None] + FIRST_RULE
+    each = blocks[:, None, :].expand(-1, heads.shape[1], -1)
+    mine = each == wanted
+    exists = mine.any(dim=-1)  # (B, R)
+    keep = (((each >= 0) & (each <= JUDGED)) | mine)[exists]  # (N, T)
+    order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, : int(keep.sum(dim=1).max())]
+    alone = torch.where(keep, each[exists].clamp(max=FIRST_RULE), PADDING).gather(1, order)
+    owners = exists.nonzero()[:, 0]
+    at = (keep.cumsum(dim=1) - 1).gather(1, heads[exists][:, None])[:, 0]
+    return ids[owners].gather(1, order), alone, positions[owners].gather(1, order), at, exists
 
 
 class RuleReader(nn.Module):
@@ -119,11 +132,12 @@ class RuleReader(nn.Module):
         """
         heads = self._read_at(blocks, heads)
         if self.structure == "pairwise":
-            rules = heads.shape[1]
-            ids, blocks, positions = pairs(ids, blocks, positions, rules)
-            hidden = self._hidden(ids, blocks, positions)  # (B * R, T, H)
-            flat = heads.reshape(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
-            return self._logits(hidden.gather(1, flat)).reshape(heads.shape)
+            ids, blocks, positions, at, exists = pairs(ids, blocks, positions, heads)
+            hidden = self._hidden(ids, blocks, positions)  # (N, T', H)
+            read = self._logits(hidden[torch.arange(len(at), device=at.device), at])  # (N,)
+            logits = read.new_zeros(heads.shape)
+            logits[exists] = read
+            return logits
         hidden = self._hidden(ids, blocks, positions)  # (B, T, H)
         found = hidden.gather(1, heads[:, :, None].expand(-1, -1, hidden.shape[-1]))  # (B, R, H)
         if self.probe is not None:
