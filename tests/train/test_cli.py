@@ -71,6 +71,8 @@ def test_evaluation_writes_numbers_and_a_table(tmp_path: Path):
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["real"]["n"] == 48
     assert "shuffled policy" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "report.html").read_text().count("<svg") == 4
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 48
 
 
 def test_evaluation_of_unlabelled_rows_ends_with_code_2(tmp_path: Path):

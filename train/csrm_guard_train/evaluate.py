@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from csrm_guard.errors import CsrmGuardError
 from csrm_guard.onnx_model import OnnxRewardModel
 from csrm_guard.rows import Row, parse_row, read_jsonl
 from csrm_guard_train.evaluation import EvaluationError, evaluate
+from csrm_guard_train.html import page
 
 app = typer.Typer(add_completion=False)
 
@@ -28,14 +30,18 @@ _COLUMNS = (
 @app.command()
 def run(
     source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Labelled rows with their policies.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Gets metrics.json and table.md.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Gets metrics, scores, table.md, report.html.")],
     model: Annotated[Path | None, typer.Option(help="A model directory; default: the shipped one.")] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffled control and the bootstrap.")] = 0,
     rounds: Annotated[int, typer.Option(help="Of the bootstrap.")] = 500,
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="metrics.json of another model on these rows, for the frontier.")
+    ] = None,
 ) -> None:
     """Score rows under their policy and under controls; write the numbers and a table."""
     try:
         rows: list[Row] = [parse_row(row, f"{source}:{line}") for line, row in read_jsonl(source)]
+        others = [json.loads(path.read_text(encoding="utf-8")) for path in beside or ()]
         loaded = OnnxRewardModel.load(model) if model else OnnxRewardModel.default()
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task("scoring", total=3 * len(rows))
@@ -47,14 +53,24 @@ def run(
                 calibration=loaded.manifest.calibration,
                 progress=lambda: progress.advance(bar),
             )
-    except (CsrmGuardError, EvaluationError) as exc:
+    except (CsrmGuardError, EvaluationError, OSError, json.JSONDecodeError) as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(2) from exc
     out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (out / "table.md").write_text(markdown(found), encoding="utf-8")
+    write(out, source.name, found, others)
     Console(width=200).print(_table(found))
-    typer.echo(f"{out / 'metrics.json'}, {out / 'table.md'}", err=True)
+    typer.echo(", ".join(str(out / name) for name in ("metrics.json", "table.md", "report.html")), err=True)
+
+
+def write(out: Path, title: str, found: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> None:
+    """Write metrics.json, scores.jsonl, table.md and report.html to an existing folder."""
+    numbers = {name: value for name, value in found.items() if name != "scores"}
+    (out / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    lines = [json.dumps(row) + "\n" for row in found["scores"]]
+    (out / "scores.jsonl").write_text("".join(lines), encoding="utf-8")
+    (out / "table.md").write_text(markdown(found), encoding="utf-8")
+    table = {"title": "Accuracy and controls", "head": ["", *_COLUMNS, "AUROC 95% CI"], "rows": _rows(found)}
+    (out / "report.html").write_text(page(title, found, [table], beside), encoding="utf-8")
 
 
 def markdown(found: dict[str, Any]) -> str:

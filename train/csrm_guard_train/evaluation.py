@@ -8,6 +8,7 @@ gives each row the rules of another row, *constant* never looks at anything.
 from __future__ import annotations
 
 import random
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -71,16 +72,20 @@ def evaluate(
         if row.label is None or row.policy is None:
             raise EvaluationError(f"row {row.id!r}: an evaluation needs `label` and `policy`")
     y = np.array([bool(row.label) for row in rows], np.float64)
+    began = time.perf_counter()
     real = score_rows(rows, model, progress)
+    took = time.perf_counter() - began
     found: dict[str, Any] = {
         "model": model.id,
         "seed": seed,
+        "ms_per_check": 1_000 * took / max(len(rows), 1),
         "real": _report(y, real, seed, rounds, calibration),
         "policy_blind": _report(y, score_rows(blind(rows), model, progress), seed, rounds, calibration),
         "shuffled_policy": _report(y, score_rows(shuffled(rows, seed), model, progress), seed, rounds, calibration),
         "constant": constants(y),
         "rules": _rule_report(real),
         "policies": _by_policy(real),
+        "scores": _scores(real, calibration),
     }
     found["auroc_gain_over_blind"] = found["real"]["auroc"] - found["policy_blind"]["auroc"]
     found["auroc_gain_over_shuffled"] = found["real"]["auroc"] - found["shuffled_policy"]["auroc"]
@@ -143,12 +148,32 @@ def _report(
     found: dict[str, Any] = dict(classification_report(y, p))
     found["auroc_ci95"] = bootstrap(y, p, rounds=rounds, seed=seed)
     if calibration is not None:
-        clipped = np.clip(p, 1e-9, 1 - 1e-9)
-        calibrated = np.log(clipped) - np.log1p(-clipped)
-        curves = [calibration.curve(stages_of(s.row.messages[-1])[0]) for s in scored]
-        raw = 1.0 / (1.0 + np.exp(-np.array([c.raw(v) for c, v in zip(curves, calibrated, strict=True)])))
+        raw = _raw(scored, calibration)
         found["ece_raw"], found["smece_raw"] = ece(y, raw), smooth_ece(y, raw)
     return found
+
+
+def _raw(scored: Sequence[Scored], calibration: Calibration) -> Floats:
+    """Return P(unsafe) as it would be without calibration (N,)."""
+    p = np.clip([s.p_unsafe for s in scored], 1e-9, 1 - 1e-9)
+    curves = [calibration.curve(stages_of(s.row.messages[-1])[0]) for s in scored]
+    z = [float(curve.raw(value)) for curve, value in zip(curves, np.log(p) - np.log1p(-p), strict=True)]
+    return np.array(1.0 / (1.0 + np.exp(-np.array(z))), np.float64)
+
+
+def _scores(scored: Sequence[Scored], calibration: Calibration | None) -> list[dict[str, Any]]:
+    """Return each row's score, so that a plot or another number needs no second run."""
+    raw = _raw(scored, calibration) if calibration else np.array([s.p_unsafe for s in scored])
+    return [
+        {
+            "id": s.row.id,
+            "label": "unsafe" if s.row.label else "safe",
+            "p_unsafe": s.p_unsafe,
+            "p_raw": float(value),
+            "rules": s.rules,
+        }
+        for s, value in zip(scored, raw, strict=True)
+    ]
 
 
 def _rule_report(scored: Sequence[Scored]) -> dict[str, float]:

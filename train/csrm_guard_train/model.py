@@ -57,7 +57,9 @@ def pairs(ids: Tensor, blocks: Tensor, positions: Tensor, heads: Tensor) -> tupl
     """Return one sequence per rule: the conversation and that rule, without the other rules' tokens.
 
     Args:
-        ids, blocks, positions: (B, T).
+        ids: token ids (B, T).
+        blocks: block of each token (B, T).
+        positions: position of each token (B, T).
         heads: where each rule is read (B, R).
 
     Returns:
