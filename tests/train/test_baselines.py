@@ -47,3 +47,7 @@ def test_one_group_cannot_be_cross_fitted():
 def test_an_unlabelled_training_row_is_named():
     with pytest.raises(ValueError, match="row '99'"):
         fit_predict([*ROWS, make_row(99, "x", None)], ROWS)
+
+
+def test_rows_of_one_label_teach_that_label():
+    assert fit_predict([ROWS[1], ROWS[3]], ROWS[:2]).tolist() == [1.0, 1.0]

@@ -1,4 +1,6 @@
+import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,8 +73,42 @@ def test_evaluation_writes_numbers_and_a_table(tmp_path: Path):
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["real"]["n"] == 48
     assert "shuffled policy" in (tmp_path / "table.md").read_text()
+    assert "TF-IDF of conversation and rules" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "report.html").read_text().count("<svg") == 4
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 48
+
+
+def test_evaluation_probes_pairs_and_ladders(authored_folder: Path, tmp_path: Path):
+    source = tmp_path / "in.jsonl"
+    with gzip.open(DEV.with_name("authored_dev.jsonl.gz"), "rt", encoding="utf-8") as lines:
+        source.write_text("".join(line for line, _ in zip(lines, range(8), strict=False)))
+    args = [str(source), str(tmp_path / "out"), "--rounds", "20", "--data", str(few_rungs(authored_folder, tmp_path))]
+    result = CliRunner().invoke(evaluate_app, args)
+    assert result.exit_code == 0, result.output
+    probes = json.loads((tmp_path / "out" / "metrics.json").read_text())["probes"]
+    assert {"violating over compliant", "flips", "configurations", "contradiction", "ladders"} <= set(probes)
+    assert probes["flips"]["n"] == 4
+    assert "| ladders | guidelines" in (tmp_path / "out" / "table.md").read_text()
+
+
+def few_rungs(folder: Path, target: Path) -> Path:
+    """Copy the sets with six rungs only, since each is scored under every configuration."""
+    shutil.copytree(folder, target / "few")
+    lines = (folder / "rungs.jsonl").read_text().splitlines(keepends=True)
+    grave = [line for line in lines if json.loads(line)["level"] >= 4][:3]
+    (target / "few" / "rungs.jsonl").write_text("".join(lines[:3] + grave))
+    return target / "few"
+
+
+def test_long_policies_are_cut_to_the_rules_that_match(tmp_path: Path):
+    rules = [{"id": f"r{i}", "text": f"Never discuss {word}."} for i, word in enumerate(("tax", "tea", "tin"))]
+    row = {"id": "1", "policy": {"rules": rules}, "messages": ["tea?", {"role": "assistant", "content": "Tea."}]}
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row | {"id": i, "label": i}) + "\n" for i in ("safe", "unsafe")))
+    result = CliRunner().invoke(evaluate_app, [str(source), str(tmp_path / "out"), "--rounds", "5", "--most", "1"])
+    assert result.exit_code == 0, result.output
+    scores = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+    assert [list(row["rules"]) for row in scores] == [["r1"], ["r1"]]
 
 
 def test_evaluation_of_unlabelled_rows_ends_with_code_2(tmp_path: Path):

@@ -27,14 +27,19 @@ Reads: TypeAlias = Literal["conversation", "conversation and rules"]
 def fit_predict(train: Sequence[Row], test: Sequence[Row], *, reads: Reads = "conversation") -> Floats:
     """Return P(unsafe) of the test rows by a model fitted on the training rows.
 
+    Training rows of one label alone give that label to every row.
+
     Raises:
-        ValueError: a training row without a label, or only one label.
+        ValueError: a training row without a label.
     """
     unlabelled = [row.id for row in train if row.label is None]
     if unlabelled:
         raise ValueError(f"row {unlabelled[0]!r}: a training row needs `label`")
+    labels = [bool(row.label) for row in train]
+    if len(set(labels)) == 1:
+        return np.full(len(test), float(labels[0]))
     model = _pipeline()
-    model.fit([_text(row, reads) for row in train], [bool(row.label) for row in train])
+    model.fit([_text(row, reads) for row in train], labels)
     found: Floats = model.predict_proba([_text(row, reads) for row in test])[:, 1]
     return found
 
@@ -62,7 +67,7 @@ def cross_fitted(
 
 
 def _pipeline() -> Pipeline:
-    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     return make_pipeline(vectors, LogisticRegression(C=10.0, class_weight="balanced", max_iter=1_000))
 
 

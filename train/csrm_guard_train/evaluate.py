@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from csrm_guard.errors import CsrmGuardError
+from csrm_guard.model import RewardModel
 from csrm_guard.onnx_model import OnnxRewardModel
 from csrm_guard.rows import Row, parse_row, read_jsonl
-from csrm_guard_train.evaluation import EvaluationError, evaluate
+from csrm_guard_train.data import Authored, read_authored
+from csrm_guard_train.evaluation import EvaluationError, evaluate, score_rows
 from csrm_guard_train.html import page
+from csrm_guard_train.probes import Category, configurations, contradiction, flips, ladders, orders
+from csrm_guard_train.selection import selected
 
 app = typer.Typer(add_completion=False)
 
@@ -34,6 +41,8 @@ def run(
     model: Annotated[Path | None, typer.Option(help="A model directory; default: the shipped one.")] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffled control and the bootstrap.")] = 0,
     rounds: Annotated[int, typer.Option(help="Of the bootstrap.")] = 500,
+    data: Annotated[Path | None, typer.Option(help="Folder of authored sets: their ladders are probed too.")] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="Read so many rules of a policy, chosen by BM25.")] = None,
     beside: Annotated[
         list[Path] | None, typer.Option(help="metrics.json of another model on these rows, for the frontier.")
     ] = None,
@@ -41,6 +50,8 @@ def run(
     """Score rows under their policy and under controls; write the numbers and a table."""
     try:
         rows: list[Row] = [parse_row(row, f"{source}:{line}") for line, row in read_jsonl(source)]
+        if most is not None:
+            rows = [selected(row, most=most) if _long(row, most) else row for row in rows]
         others = [json.loads(path.read_text(encoding="utf-8")) for path in beside or ()]
         loaded = OnnxRewardModel.load(model) if model else OnnxRewardModel.default()
         with Progress(console=Console(stderr=True)) as progress:
@@ -53,6 +64,7 @@ def run(
                 calibration=loaded.manifest.calibration,
                 progress=lambda: progress.advance(bar),
             )
+        found["probes"] = probe(rows, loaded, read_authored(data) if data else None, seed=seed)
     except (CsrmGuardError, EvaluationError, OSError, json.JSONDecodeError) as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(2) from exc
@@ -62,6 +74,34 @@ def run(
     typer.echo(", ".join(str(out / name) for name in ("metrics.json", "table.md", "report.html")), err=True)
 
 
+def probe(rows: Sequence[Row], model: RewardModel, authored: Authored | None, *, seed: int = 0) -> dict[str, Any]:
+    """Return what the rows and the authored ladders allow to be probed, as objects for JSON."""
+
+    def score(asked: Sequence[Row]) -> NDArray[np.float64]:
+        return np.array([s.p_unsafe for s in score_rows(asked, model)], np.float64)
+
+    found: dict[str, Any] = {name: asdict(part) for name, part in orders(rows, score, seed=seed).items()}
+    turned = flips(rows, score, seed=seed)
+    if turned.n:
+        found["flips"] = asdict(turned)
+    if authored is not None:
+        known = authored.ladders
+        categories = [Category(c, known[c].guidelines[3][0], known[c].guidelines[7][0]) for c in sorted(known)]
+        grave = [
+            (Row(rung.id, None, rung.messages, None, True, None, "last message"), rung.category)
+            for rung in authored.rungs
+            if rung.level >= 4
+        ]
+        found["configurations"] = asdict(configurations(grave, categories, score))
+        found["contradiction"] = asdict(contradiction(grave, categories, score))
+        found["ladders"] = asdict(ladders(known, authored.rungs, score))
+    return found
+
+
+def _long(row: Row, most: int) -> bool:
+    return row.policy is not None and sum(rule.stance != "permit" for rule in row.policy.rules) > most
+
+
 def write(out: Path, title: str, found: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> None:
     """Write metrics.json, scores.jsonl, table.md and report.html to an existing folder."""
     numbers = {name: value for name, value in found.items() if name != "scores"}
@@ -69,8 +109,10 @@ def write(out: Path, title: str, found: dict[str, Any], beside: Sequence[dict[st
     lines = [json.dumps(row) + "\n" for row in found["scores"]]
     (out / "scores.jsonl").write_text("".join(lines), encoding="utf-8")
     (out / "table.md").write_text(markdown(found), encoding="utf-8")
-    table = {"title": "Accuracy and controls", "head": ["", *_COLUMNS, "AUROC 95% CI"], "rows": _rows(found)}
-    (out / "report.html").write_text(page(title, found, [table], beside), encoding="utf-8")
+    tables = [{"title": "Accuracy and controls", "head": ["", *_COLUMNS, "AUROC 95% CI"], "rows": _rows(found)}]
+    if found.get("probes"):
+        tables.append({"title": "Probes", "head": ["", "result"], "rows": _probe_rows(found["probes"])})
+    (out / "report.html").write_text(page(title, found, tables, beside), encoding="utf-8")
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -84,7 +126,20 @@ def markdown(found: dict[str, Any]) -> str:
         f"{int(rules['n'])} (row, rule) pairs; the highest rule of an unsafe row is a violated one in "
         f"{_number(rules['top_rule_accuracy'])}.",
     ]
+    if found.get("probes"):
+        lines += ["", "| probe | result |", "|---|---|"]
+        lines += [f"| {name} | {result} |" for name, result in _probe_rows(found["probes"])]
     return "\n".join(lines) + "\n"
+
+
+def _probe_rows(probes: dict[str, dict[str, Any]]) -> list[list[str]]:
+    return [[name, ", ".join(f"{key} {_shown(value)}" for key, value in part.items())] for name, part in probes.items()]
+
+
+def _shown(value: float | Sequence[float]) -> str:
+    if isinstance(value, Sequence):
+        return "-".join(_shown(part) for part in value)
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 def _rows(found: dict[str, Any]) -> list[list[str]]:
@@ -94,6 +149,7 @@ def _rows(found: dict[str, Any]) -> list[list[str]]:
         ("shuffled policy", found["shuffled_policy"]),
         ("always unsafe", found["constant"]["always_unsafe"]),
         ("always safe", found["constant"]["always_safe"]),
+        *((f"TF-IDF of {reads}", report) for reads, report in found["tfidf"].items()),
     ]
     table = []
     for name, report in named:

@@ -2,7 +2,7 @@
 
 A model that reads policies is right only under the real one. The controls say how much of a
 score comes from elsewhere: *policy-blind* replaces all rules by one neutral sentence, *shuffled*
-gives each row the rules of another row, *constant* never looks at anything.
+gives each row the rules of another row, *constant* never looks at anything, *TF-IDF* knows words only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from csrm_guard.model import RewardModel
 from csrm_guard.policy import Policy, Rule
 from csrm_guard.rows import Row
 from csrm_guard.verdict import Verdict
+from csrm_guard_train.baselines import Reads, cross_fitted
 from csrm_guard_train.metrics import auroc, bootstrap, classification_report, decisions, ece, smooth_ece
 
 __all__ = ["NEUTRAL", "EvaluationError", "Scored", "blind", "constants", "evaluate", "score_rows", "shuffled"]
@@ -83,6 +84,7 @@ def evaluate(
         "policy_blind": _report(y, score_rows(blind(rows), model, progress), seed, rounds, calibration),
         "shuffled_policy": _report(y, score_rows(shuffled(rows, seed), model, progress), seed, rounds, calibration),
         "constant": constants(y),
+        "tfidf": _baselines(y, rows, seed, rounds),
         "rules": _rule_report(real),
         "policies": _by_policy(real),
         "scores": _scores(real, calibration),
@@ -159,6 +161,20 @@ def _raw(scored: Sequence[Scored], calibration: Calibration) -> Floats:
     curves = [calibration.curve(stages_of(s.row.messages[-1])[0]) for s in scored]
     z = [float(curve.raw(value)) for curve, value in zip(curves, np.log(p) - np.log1p(-p), strict=True)]
     return np.array(1.0 / (1.0 + np.exp(-np.array(z))), np.float64)
+
+
+def _baselines(y: Floats, rows: Sequence[Row], seed: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """Return the numbers of a cross-fitted TF-IDF model, by what it reads; none if all rows share a deployment."""
+    names = [row.policy.name if row.policy else "" for row in rows]
+    # Under one policy for all, what must not be torn apart is the answers to one prompt.
+    groups = names if len(set(names)) > 1 else [row.messages[0].content for row in rows]
+    if len(set(groups)) < 2 or len(np.unique(y)) < 2:
+        return {}
+    found = {}
+    for reads in get_args(Reads):
+        p = cross_fitted(rows, groups, reads=reads)
+        found[reads] = {**classification_report(y, p), "auroc_ci95": bootstrap(y, p, rounds=rounds, seed=seed)}
+    return found
 
 
 def _scores(scored: Sequence[Scored], calibration: Calibration | None) -> list[dict[str, Any]]:
