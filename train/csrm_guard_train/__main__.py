@@ -21,6 +21,7 @@ from csrm_guard_train.families import FamilyError
 from csrm_guard_train.labellers import StrictnessError
 from csrm_guard_train.loop import train
 from csrm_guard_train.pairs import pair_groups, read_pairs
+from csrm_guard_train.proposer import read_proposals
 from csrm_guard_train.public import PUBLIC_FILES, read_public
 from csrm_guard_train.recipe import Recipe, RecipeError
 from csrm_guard_train.responses import RESPONSE_FILES, read_responses
@@ -38,6 +39,7 @@ def run(
     data: Annotated[Path, typer.Option(help="Folder of authored sets.")] = _DATA,
     public: Annotated[Path | None, typer.Option(help="Folder of public sets, optional.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="pairs.jsonl that csrm-strictness wrote, optional.")] = None,
+    proposals: Annotated[Path | None, typer.Option(help="OUT.jsonl that csrm-propose wrote, optional.")] = None,
     init: Annotated[Path | None, typer.Option(help="A finished checkpoint to start from, not the backbone.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint/, log.jsonl.")] = Path("runs/default"),
     stop_after: Annotated[float | None, typer.Option(help="Seconds after which to save and stop.")] = None,
@@ -50,6 +52,7 @@ def run(
         groups = read_public(public, authored.ladders, recipe.seed) if public else []
         responses = read_responses(public, recipe.seed) if public and recipe.mixture.responses else []
         strict = _strict_groups(pairs, training, held_out, public, recipe.seed) if pairs else []
+        proposed = read_proposals(proposals) if proposals else []
         trained = _begin(recipe, backbones, init, out)
     except (CsrmGuardError, RecipeError, CheckpointError, FamilyError, StrictnessError) as exc:
         typer.echo(f"error: {exc}", err=True)
@@ -65,7 +68,10 @@ def run(
     trained.held_out.extend(rows_to_jsonl(rows))
     if pairs:
         trained.card["strict_pairs"] = {"groups": len(strict), "sha256": hashlib.sha256(pairs.read_bytes()).hexdigest()}
-    augmenter = Augmenter(training, recipe.mixture, groups, strict, responses)
+    if proposals:
+        digest = hashlib.sha256(proposals.read_bytes()).hexdigest()
+        trained.card["proposals"] = {"groups": len(proposed), "sha256": digest}
+    augmenter = Augmenter(training, recipe.mixture, groups, [*strict, *proposed], responses)
     report = train(trained, augmenter, rows, out, stop_after=stop_after)
     typer.echo(f"{report.step} steps, {report.tokens} tokens, {report.seconds:.0f} s -> {out / 'checkpoint'}")
 

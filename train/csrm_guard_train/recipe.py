@@ -29,7 +29,8 @@ class Mixture(BaseModel):
         rungs: share of the severity ladders' conversations.
         transcripts: share of the multi-rule transcripts.
         public: share of the public conversations, if any are given.
-        strict: share of the conversations under pairs that Algorithm 1 kept, if any are given.
+        strict: share of the conversations under pairs that Algorithm 1 kept and under proposed rules,
+            if any are given.
         responses: share of the chosen/rejected answers, if public sets are given.
         checkable: rules whose violation a program can tell, added to each conversation.
         foreign: rules of other deployments added to each conversation.
