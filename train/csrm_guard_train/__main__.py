@@ -41,6 +41,9 @@ def run(
     pairs: Annotated[Path | None, typer.Option(help="pairs.jsonl that csrm-strictness wrote, optional.")] = None,
     proposals: Annotated[Path | None, typer.Option(help="OUT.jsonl that csrm-propose wrote, optional.")] = None,
     init: Annotated[Path | None, typer.Option(help="A finished checkpoint to start from, not the backbone.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="A finished checkpoint to learn from; the recipe's `distil` says how much.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint/, log.jsonl.")] = Path("runs/default"),
     stop_after: Annotated[float | None, typer.Option(help="Seconds after which to save and stop.")] = None,
 ) -> None:
@@ -53,6 +56,7 @@ def run(
         responses = read_responses(public, recipe.seed) if public and recipe.mixture.responses else []
         strict = _strict_groups(pairs, training, held_out, public, recipe.seed) if pairs else []
         proposed = read_proposals(proposals) if proposals else []
+        guide = _teacher(teacher, recipe)
         trained = _begin(recipe, backbones, init, out)
     except (CsrmGuardError, RecipeError, CheckpointError, FamilyError, StrictnessError) as exc:
         typer.echo(f"error: {exc}", err=True)
@@ -72,7 +76,9 @@ def run(
         digest = hashlib.sha256(proposals.read_bytes()).hexdigest()
         trained.card["proposals"] = {"groups": len(proposed), "sha256": digest}
     augmenter = Augmenter(training, recipe.mixture, groups, [*strict, *proposed], responses)
-    report = train(trained, augmenter, rows, out, stop_after=stop_after)
+    if guide:
+        trained.card["teacher"] = guide.card
+    report = train(trained, augmenter, rows, out, stop_after=stop_after, teacher=guide)
     typer.echo(f"{report.step} steps, {report.tokens} tokens, {report.seconds:.0f} s -> {out / 'checkpoint'}")
 
 
@@ -82,6 +88,23 @@ def _strict_groups(pairs: Path, training: Authored, held_out: Authored, public: 
     away = {rung.id for rung in held_out.rungs}
     kept = [pair for pair in read_pairs(pairs) if not any(row.conversation in away for row in pair.labels)]
     return pair_groups(kept, [c for source in sources for c in source.conversations], most=2, seed=seed)
+
+
+def _teacher(folder: Path | None, recipe: Recipe) -> Trained | None:
+    """Return the model to learn from.
+
+    Raises:
+        CheckpointError: the recipe asks for one and there is none, or the other way round, or it
+            was trained on what this run holds out.
+    """
+    if (folder is None) != (recipe.distil == 0):
+        raise CheckpointError("--teacher and the recipe's `distil` belong together: give both or neither")
+    if folder is None:
+        return None
+    found = load_checkpoint(folder)
+    if (found.recipe.seed, found.recipe.validation) != (recipe.seed, recipe.validation):
+        raise CheckpointError(f"{folder}: seed and validation must be the recipe's, or held-out rows leak")
+    return found
 
 
 def _begin(recipe: Recipe, backbones: Path | None, init: Path | None, out: Path) -> Trained:

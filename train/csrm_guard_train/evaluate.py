@@ -87,14 +87,12 @@ def probe(rows: Sequence[Row], model: RewardModel, authored: Authored | None, *,
     if authored is not None:
         known = authored.ladders
         categories = [Category(c, known[c].guidelines[3][0], known[c].guidelines[7][0]) for c in sorted(known)]
-        grave = [
-            (Row(rung.id, None, rung.messages, None, True, None, "last message"), rung.category)
-            for rung in authored.rungs
-            if rung.level >= 4
-        ]
+        # Each is scored under every configuration: a few of a category say enough.
+        few = [r for c in sorted(known) for r in [r for r in authored.rungs if r.category == c and r.level >= 4][:5]]
+        grave = [(Row(r.id, None, r.messages, None, True, None, "last message"), r.category) for r in few]
         found["configurations"] = asdict(configurations(grave, categories, score))
         found["contradiction"] = asdict(contradiction(grave, categories, score))
-        found["ladders"] = asdict(ladders(known, authored.rungs, score))
+        found["ladders"] = asdict(ladders(known, authored.rungs[::4], score))
     return found
 
 

@@ -21,6 +21,7 @@ from csrm_guard.rows import Row
 from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.batches import Encoded, TrainBatch, batches, encode, to_batch
 from csrm_guard_train.checkpoint import Trained, save_checkpoint
+from csrm_guard_train.distil import Teacher, soft
 from csrm_guard_train.engine import Engine, make_engine
 from csrm_guard_train.loss import classification, listwise, ordering
 from csrm_guard_train.metrics import auroc
@@ -57,6 +58,7 @@ def train(
     save_seconds: float = 300.0,
     evaluate_steps: int = 100,
     stop_after: float | None = None,
+    teacher: Trained | None = None,
 ) -> Run:
     """Train in place and write `out`/checkpoint and `out`/log.jsonl.
 
@@ -70,11 +72,13 @@ def train(
         save_seconds: how much work an interruption may lose.
         evaluate_steps: how often held-out rows are scored.
         stop_after: seconds after which to save and stop, to be resumed later.
+        teacher: a finished model, whose logits are learnt with the recipe's `distil`.
     """
     recipe = trained.recipe
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     engine = make_engine(trained.model, recipe)
+    guide = Teacher(teacher, engine.device) if teacher else None
     run = _resume(out, engine)
     total = _plan(augmenter, trained, recipe)
     # torch's generator resumes from the step, chance in sampling from (seed, epoch)
@@ -87,7 +91,7 @@ def train(
             if run.tokens >= total:
                 break
             rate = _rate(run.tokens / total, recipe.warmup)
-            losses, size = _step(engine, rows, recipe, rate)
+            losses, size = _step(engine, rows, recipe, rate, guide)
             run.step, run.tokens = run.step + 1, run.tokens + size
             run.seconds = time.monotonic() - began
             record: dict[str, Any] = {**asdict(run), **losses, "lr": rate * recipe.lr}
@@ -173,22 +177,25 @@ def _steps(augmenter: Augmenter, trained: Trained, recipe: Recipe, run: Run) -> 
         epoch += 1
 
 
-def _step(engine: Engine, rows: list[Encoded], recipe: Recipe, rate: float) -> tuple[dict[str, float], int]:
+def _step(
+    engine: Engine, rows: list[Encoded], recipe: Recipe, rate: float, guide: Teacher | None = None
+) -> tuple[dict[str, float], int]:
     """Take one step; return its losses and how many padded tokens all processes saw."""
     engine.model.train()
     mine = rows[engine.rank :: engine.world]
     parts = _micro_batches(mine or rows[:1], recipe.batch_tokens)
     # Processes move in step: who has fewer parts repeats one without weight.
     count = engine.largest(len(parts))
-    terms: dict[str, float] = dict.fromkeys(("loss", "cls", "list", "pair"), 0.0)
+    terms: dict[str, float] = dict.fromkeys(("loss", "cls", "list", "pair", "soft"), 0.0)
     size = 0
     for at in range(count):
         part = parts[min(at, len(parts) - 1)]
         # A part counts by its share of the step's groups, so that a step is one mean over them.
         share = len(part) / len(rows) if mine and at < len(parts) else 0.0
         batch = to_batch(part).to(engine.device)
+        labels = guide.logits(part) if guide else None
         with engine.part(last=at == count - 1):
-            found = _losses(engine.model, batch, recipe)
+            found = _losses(engine.model, batch, recipe, labels)
             # Gradients are averaged over processes; the sum is wanted.
             (found["loss"] * share * engine.world).backward()  # type: ignore[no-untyped-call]  # torch's
         for name, value in found.items():
@@ -211,15 +218,17 @@ def _micro_batches(rows: list[Encoded], tokens: int) -> list[list[Encoded]]:
     return parts
 
 
-def _losses(model: nn.Module, batch: TrainBatch, recipe: Recipe) -> dict[str, Tensor]:
+def _losses(model: nn.Module, batch: TrainBatch, recipe: Recipe, teacher: Tensor | None = None) -> dict[str, Tensor]:
     logits = batch.pooled(model(batch.ids, batch.blocks, batch.positions, batch.heads).float())
     cls = classification(logits, batch.labels, batch.weights)
     ranks = listwise(logits, batch.labels, batch.owners, batch.examples)
     pairs = logits.new_zeros(())
     if len(batch.more):
         pairs = ordering(logits[batch.more], logits[batch.less], recipe.margin)
-    loss = cls + recipe.list_weight * ranks + recipe.pair_weight * pairs
-    return {"loss": loss, "cls": cls, "list": ranks, "pair": pairs}
+    learnt = soft(logits, teacher) if teacher is not None else logits.new_zeros(())
+    share = recipe.distil if teacher is not None else 0.0
+    loss = (1 - share) * cls + share * learnt + recipe.list_weight * ranks + recipe.pair_weight * pairs
+    return {"loss": loss, "cls": cls, "list": ranks, "pair": pairs, "soft": learnt}
 
 
 def _rate(progress: float, warmup: float) -> float:

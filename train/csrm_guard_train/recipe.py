@@ -98,6 +98,7 @@ class Recipe(BaseModel):
         pair_weight: weight of the ordering terms (paper 3.3: gamma).
         margin: margin of the ordering terms (paper 3.3: m).
         list_weight: weight of the listwise term: the violated rule above the others.
+        distil: share of a teacher's soft labels in the classification term; the rest are the given ones.
         validation: share of the deployments that is held out for calibration and selection.
         precision: what matrix products run in.
         limits: how many tokens the model reads at once.
@@ -123,6 +124,7 @@ class Recipe(BaseModel):
     pair_weight: float = Field(default=0.1, ge=0)
     margin: float = 0.0
     list_weight: float = Field(default=0.3, ge=0)
+    distil: Share = 0.0
     validation: Share = 0.1
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     limits: Limits = Limits()
