@@ -1,7 +1,8 @@
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
-from csrm_guard_train.augment import Augmenter, Group, LabelledRule
+from csrm_guard_train.augment import Augmenter, Group, LabelledRule, Order
 from csrm_guard_train.data import Authored
 from csrm_guard_train.recipe import Mixture
 
@@ -87,3 +88,26 @@ def test_an_epoch_depends_on_the_seed_alone(authored: Authored):
     augmenter = Augmenter(authored, Mixture())
     assert augmenter.epoch(random.Random(5)) == augmenter.epoch(random.Random(5))
     assert augmenter.epoch(random.Random(5)) != augmenter.epoch(random.Random(6))
+
+
+def test_a_lenient_wording_that_turns_both_labels_over_is_learnt_as_such(authored: Authored):
+    item = replace(authored.items[0], turned=True)
+    group = Augmenter(authored, Mixture(wordings=1.0, paraphrases=0.0)).item(item, random.Random(0))
+    at = [rule.origin for rule in group.examples[1].rules].index(f"{item.id}/lenient")
+    assert not group.examples[0].rules[at].violated
+    assert group.examples[1].rules[at].violated
+    assert Order((1, at), (0, at)) in group.orders
+
+
+def test_a_wording_that_nobody_can_judge_has_no_weight(authored: Authored):
+    item = replace(authored.items[0], turned=None)
+    group = Augmenter(authored, Mixture(wordings=1.0)).item(item, random.Random(0))
+    weights = {rule.origin: rule.weight for rule in group.examples[1].rules}
+    assert weights[f"{item.id}/lenient"] == 0.0
+
+
+def test_without_wordings_no_rule_is_made_stricter_or_laxer(authored: Authored):
+    augmenter = Augmenter(authored, Mixture(wordings=0.0, rungs=1.0, permits=0.0))
+    origins = [r.origin for g in augmenter.epoch(random.Random(0)) for e in g.examples for r in e.rules]
+    assert not [o for o in origins if o.endswith(("/lenient", "/strict"))]
+    assert {o.split("/")[1] for o in origins if "/from-" in o} == {"from-3"}

@@ -139,7 +139,8 @@ class Augmenter:
         ]
         worded = rng.random() < mix.wordings
         if worded:
-            rows.append((item.lenient, (), False, False, 1.0, 0.5, "lenient"))
+            trust = 0.0 if item.turned is None else 1.0 if item.turned else 0.5
+            rows.append((item.lenient, (), False, bool(item.turned), 1.0, trust, "lenient"))
         if worded and item.strict:
             rows.append((item.strict, (), True, True, 0.5, 1.0, "strict"))
         if rng.random() < mix.permits:
@@ -157,6 +158,8 @@ class Augmenter:
         orders = [Order((0, at["rule"]), (1, at["rule"]))]
         if "lenient" in at:
             orders.append(Order((0, at["rule"]), (0, at["lenient"])))
+        if "lenient" in at and item.turned:
+            orders.append(Order((1, at["lenient"]), (0, at["lenient"])))
         if "strict" in at:
             orders.append(Order((1, at["strict"]), (1, at["rule"])))
         examples = (

@@ -29,6 +29,8 @@ class Item:
         lenient: same topic; `violating` is fine under it.
         strict: same topic; even `compliant` breaks it.
         distractors: rules of the same deployment that neither message breaks.
+        turned: whether `compliant` breaks the lenient wording, which then turns both labels over;
+            None: nobody can tell.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Item:
     distractors: tuple[str, ...]
     compliant: tuple[Message, ...]
     violating: tuple[Message, ...]
+    turned: bool | None = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,7 @@ def _item(row: dict[str, Any]) -> Item:
         distractors=tuple(row["distractors"]),
         compliant=conversation(row["compliant"]),
         violating=conversation(row["violating"]),
+        turned=row.get("lenient_broken_by_compliant", False),
     )
 
 
