@@ -24,7 +24,7 @@ from csrm_guard.messages import parse_messages
 from csrm_guard.rows import Row, parse_row, read_jsonl
 from csrm_guard_export.calibrate import fit_calibration
 from csrm_guard_train.data import read_authored
-from csrm_guard_train.evaluate import markdown, probe, write
+from csrm_guard_train.evaluate import failures, markdown, probe, write
 from csrm_guard_train.evaluation import evaluate, score_rows
 from csrm_guard_train.metrics import ece, smooth_ece
 from csrm_guard_train.probes import pairs
@@ -88,10 +88,11 @@ def main(
     calibration = loaded.manifest.calibration
     lines = [f"# Accuracy of {loaded.id}", ""]
 
-    def report(name: str, rows: list[Row], **extra: Any) -> dict[str, Any]:  # noqa: ANN401  # numbers by name
+    def report(name: str, rows: list[Row]) -> dict[str, Any]:
         found = evaluate(rows, loaded, rounds=rounds, calibration=calibration)
         authored = read_authored(DATA / "authored") if name == "authored_dev" else None
-        found["probes"] = {**probe(rows, loaded, authored), **extra}
+        found["probes"] = probe(rows, found["scores"], loaded, authored)
+        found.update(failures(rows, found["scores"]))
         (out / name).mkdir(parents=True, exist_ok=True)
         write(out / name, name, found)
         lines.extend([f"## {name}", "", markdown(found), ""])

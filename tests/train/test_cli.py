@@ -83,11 +83,14 @@ def test_evaluation_probes_pairs_and_ladders(authored_folder: Path, tmp_path: Pa
     with gzip.open(DEV.with_name("authored_dev.jsonl.gz"), "rt", encoding="utf-8") as lines:
         source.write_text("".join(line for line, _ in zip(lines, range(8), strict=False)))
     args = [str(source), str(tmp_path / "out"), "--rounds", "20", "--data", str(few_rungs(authored_folder, tmp_path))]
+    args += ["--by", "kind"]
     result = CliRunner().invoke(evaluate_app, args)
     assert result.exit_code == 0, result.output
     probes = json.loads((tmp_path / "out" / "metrics.json").read_text())["probes"]
     assert {"violating over compliant", "flips", "configurations", "contradiction", "ladders"} <= set(probes)
     assert probes["flips"]["n"] == 4
+    assert "| prohibition | 4 |" in (tmp_path / "out" / "table.md").read_text()
+    assert (tmp_path / "out" / "report.html").read_text().count('class="text"') >= 8
     assert "| ladders | guidelines" in (tmp_path / "out" / "table.md").read_text()
 
 

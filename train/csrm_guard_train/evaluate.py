@@ -22,6 +22,7 @@ from csrm_guard.onnx_model import OnnxRewardModel
 from csrm_guard.rows import Row, parse_row, read_jsonl
 from csrm_guard_train.data import Authored, read_authored
 from csrm_guard_train.evaluation import EvaluationError, evaluate, score_rows
+from csrm_guard_train.failures import by_field, worst
 from csrm_guard_train.html import page
 from csrm_guard_train.probes import Category, configurations, contradiction, flips, ladders, orders
 from csrm_guard_train.selection import selected
@@ -32,6 +33,7 @@ _COLUMNS = (
     "n", "prevalence", "f1_unsafe", "f1_safe", "f1_macro", "auroc", "auprc_unsafe", "auprc_safe",
     "ece_raw", "ece", "smece_raw", "smece", "brier",
 )  # fmt: skip
+_BY = ("n", "prevalence", "f1_macro", "auroc", "same_rule")
 
 
 @app.command()
@@ -43,13 +45,15 @@ def run(
     rounds: Annotated[int, typer.Option(help="Of the bootstrap.")] = 500,
     data: Annotated[Path | None, typer.Option(help="Folder of authored sets: their ladders are probed too.")] = None,
     most: Annotated[int | None, typer.Option(min=1, help="Read so many rules of a policy, chosen by BM25.")] = None,
+    by: Annotated[str | None, typer.Option(help="A field of the rows, such as kind: numbers for each value.")] = None,
     beside: Annotated[
         list[Path] | None, typer.Option(help="metrics.json of another model on these rows, for the frontier.")
     ] = None,
 ) -> None:
     """Score rows under their policy and under controls; write the numbers and a table."""
     try:
-        rows: list[Row] = [parse_row(row, f"{source}:{line}") for line, row in read_jsonl(source)]
+        data_rows = list(read_jsonl(source))
+        rows: list[Row] = [parse_row(row, f"{source}:{line}") for line, row in data_rows]
         if most is not None:
             rows = [selected(row, most=most) if _long(row, most) else row for row in rows]
         others = [json.loads(path.read_text(encoding="utf-8")) for path in beside or ()]
@@ -64,7 +68,9 @@ def run(
                 calibration=loaded.manifest.calibration,
                 progress=lambda: progress.advance(bar),
             )
-        found["probes"] = probe(rows, loaded, read_authored(data) if data else None, seed=seed)
+        found["probes"] = probe(rows, found["scores"], loaded, read_authored(data) if data else None, seed=seed)
+        values = {row.id: str(raw.get(by or "", "")) for row, (_, raw) in zip(rows, data_rows, strict=True)}
+        found.update(failures(rows, found["scores"], by, values))
     except (CsrmGuardError, EvaluationError, OSError, json.JSONDecodeError) as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(2) from exc
@@ -74,14 +80,47 @@ def run(
     typer.echo(", ".join(str(out / name) for name in ("metrics.json", "table.md", "report.html")), err=True)
 
 
-def probe(rows: Sequence[Row], model: RewardModel, authored: Authored | None, *, seed: int = 0) -> dict[str, Any]:
-    """Return what the rows and the authored ladders allow to be probed, as objects for JSON."""
+def failures(
+    rows: Sequence[Row],
+    scores: Sequence[dict[str, Any]],
+    field: str | None = None,
+    values: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return the worst rows and, if a field is given, the numbers for each of its values."""
+    p = {row["id"]: row["p_unsafe"] for row in scores}
+    found: dict[str, Any] = {"worst": worst(rows, p, {row["id"]: row["rules"] for row in scores})}
+    if field and values is not None:
+        found["by"] = {"field": field, "values": by_field(rows, p, values)}
+    return found
+
+
+def probe(
+    rows: Sequence[Row],
+    scores: Sequence[dict[str, Any]],
+    model: RewardModel,
+    authored: Authored | None,
+    *,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return what the rows and the authored ladders allow to be probed, as objects for JSON.
+
+    Args:
+        rows: the evaluated rows.
+        scores: theirs, so that they need not be scored again.
+        model: scores the ladders.
+        authored: holds the ladders, if they are wanted.
+        seed: of the bootstrap.
+    """
+    known_p = {row["id"]: row["p_unsafe"] for row in scores}
+
+    def kept(asked: Sequence[Row]) -> NDArray[np.float64]:
+        return np.array([known_p[row.id] for row in asked], np.float64)
 
     def score(asked: Sequence[Row]) -> NDArray[np.float64]:
         return np.array([s.p_unsafe for s in score_rows(asked, model)], np.float64)
 
-    found: dict[str, Any] = {name: asdict(part) for name, part in orders(rows, score, seed=seed).items()}
-    turned = flips(rows, score, seed=seed)
+    found: dict[str, Any] = {name: asdict(part) for name, part in orders(rows, kept, seed=seed).items()}
+    turned = flips(rows, kept, seed=seed)
     if turned.n:
         found["flips"] = asdict(turned)
     if authored is not None:
@@ -102,7 +141,7 @@ def _long(row: Row, most: int) -> bool:
 
 def write(out: Path, title: str, found: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> None:
     """Write metrics.json, scores.jsonl, table.md and report.html to an existing folder."""
-    numbers = {name: value for name, value in found.items() if name != "scores"}
+    numbers = {name: value for name, value in found.items() if name not in ("scores", "worst")}
     (out / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     lines = [json.dumps(row) + "\n" for row in found["scores"]]
     (out / "scores.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -110,6 +149,13 @@ def write(out: Path, title: str, found: dict[str, Any], beside: Sequence[dict[st
     tables = [{"title": "Accuracy and controls", "head": ["", *_COLUMNS, "AUROC 95% CI"], "rows": _rows(found)}]
     if found.get("probes"):
         tables.append({"title": "Probes", "head": ["", "result"], "rows": _probe_rows(found["probes"])})
+    if "by" in found:
+        tables.append({"title": f"By {found['by']['field']}", "head": ["", *_BY], "rows": _by_rows(found["by"])})
+    if found.get("worst"):
+        rows = [
+            [_number(value) if isinstance(value, float) else value for value in row.values()] for row in found["worst"]
+        ]
+        tables.append({"title": "Worst rows", "head": list(found["worst"][0]), "rows": rows})
     (out / "report.html").write_text(page(title, found, tables, beside), encoding="utf-8")
 
 
@@ -127,7 +173,14 @@ def markdown(found: dict[str, Any]) -> str:
     if found.get("probes"):
         lines += ["", "| probe | result |", "|---|---|"]
         lines += [f"| {name} | {result} |" for name, result in _probe_rows(found["probes"])]
+    if "by" in found:
+        lines += ["", f"| {found['by']['field']} | " + " | ".join(_BY) + " |", "|" + "---|" * (len(_BY) + 1)]
+        lines += ["| " + " | ".join(cells) + " |" for cells in _by_rows(found["by"])]
     return "\n".join(lines) + "\n"
+
+
+def _by_rows(by: dict[str, Any]) -> list[list[str]]:
+    return [[value or "(none)", *(_number(numbers[name]) for name in _BY)] for value, numbers in by["values"].items()]
 
 
 def _probe_rows(probes: dict[str, dict[str, Any]]) -> list[list[str]]:

@@ -28,13 +28,15 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
+td.text { text-align: left; white-space: pre-wrap; min-width: 24rem; }
 figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } figcaption { color: #555; }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p>Model {{ model }}, seed {{ seed }}. p is the calibrated probability that a row is unsafe.</p>
 {% for table in tables %}<h2>{{ table.title }}</h2>
 <table><thead><tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for cell in row -%}
+<td{% if cell | length > 60 %} class="text"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table>
 {% endfor %}{% for plot in plots %}<figure>{{ plot.svg | safe }}<figcaption>{{ plot.caption }}</figcaption></figure>
 {% endfor %}</body></html>
