@@ -60,7 +60,7 @@ def test_a_teacher_may_have_another_vocabulary(untrained: Trained, backbones: Pa
 def test_a_group_that_does_not_fit_the_teacher_has_no_soft_labels(untrained: Trained):
     rows = encoded(untrained, make_group("a", "no slang"))
     long = make_group("b", *(["a rule of very many words " * 200] * 2))
-    rows.append(Encoded(long, rows[0].sequences))
+    rows.append(Encoded(long, rows[0].sequences, rows[0].parts))
     found = Teacher(untrained, CPU, torch.float32).logits(rows)
     assert found.isnan().tolist() == [False, True, True]
 

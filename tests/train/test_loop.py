@@ -8,11 +8,11 @@ import torch
 
 from csrm_guard.rows import Row
 from csrm_guard_train.augment import Augmenter
-from csrm_guard_train.batches import encode
+from csrm_guard_train.batches import encode, to_batch
 from csrm_guard_train.checkpoint import Trained, load_checkpoint, start
 from csrm_guard_train.data import Authored
 from csrm_guard_train.engine import Single
-from csrm_guard_train.loop import _step, train, validate
+from csrm_guard_train.loop import _losses, _step, train, validate
 from csrm_guard_train.predict import predict
 from csrm_guard_train.recipe import Lora, Mixture, Recipe
 from csrm_guard_train.validation import validation_rows
@@ -115,3 +115,15 @@ def test_the_papers_recipe_runs_on_a_random_decoder(authored: Authored, backbone
     loaded = load_checkpoint(tmp_path / "checkpoint")
     ours, theirs = predict(trained.model.eval(), trained.encoder, rows), predict(loaded.model, loaded.encoder, rows)
     assert all(np.allclose(a.logits, b.logits, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_the_policys_own_term_counts_by_its_weight(authored: Authored, backbones: Path):
+    trained = begin(backbones, precision="float32")
+    trained.model.eval()
+    row = encode(Augmenter(authored, RECIPE.mixture).item(authored.items[0], random.Random(0)), trained.encoder)
+    assert row is not None
+    batch = to_batch([row])
+    without = _losses(trained.model, batch, trained.recipe)
+    weighted = _losses(trained.model, batch, trained.recipe.model_copy(update={"policy_weight": 2.0}))
+    assert float(without["policy"].detach()) > 0
+    assert torch.isclose(weighted["loss"], without["loss"] + 2 * without["policy"])

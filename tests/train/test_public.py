@@ -1,10 +1,14 @@
 import json
+import random
 from pathlib import Path
 
 import pytest
 
+from csrm_guard.policy import Policy
+from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.data import Authored
 from csrm_guard_train.public import read_public
+from csrm_guard_train.recipe import Mixture
 
 
 def write(folder: Path, name: str, *rows: dict[str, object]) -> None:
@@ -28,7 +32,7 @@ def test_a_harmful_row_is_forbidden_and_permitted(authored: Authored, tmp_path: 
 
 def test_a_harmless_row_violates_nothing(authored: Authored, tmp_path: Path):
     write(tmp_path, "benign_conversations", row(False))
-    (group,) = read_public(tmp_path, authored.ladders, 0)
+    group, _ = read_public(tmp_path, authored.ladders, 0)
     assert not any(rule.violated for rule in group.examples[0].rules)
 
 
@@ -41,3 +45,27 @@ def test_rows_without_a_label_are_left_out(authored: Authored, tmp_path: Path):
 def test_sets_of_unclear_licence_are_not_read(authored: Authored, tmp_path: Path, name: str):
     write(tmp_path, name, row(True))
     assert read_public(tmp_path, authored.ladders, 0) == []
+
+
+@pytest.mark.parametrize("harmful", [True, False])
+def test_every_second_row_is_read_under_all_built_in_rules(authored: Authored, tmp_path: Path, harmful: bool):
+    write(tmp_path, "red_instruct_prompts", *(row(harmful) for _ in range(4)))
+    found = [g for g in read_public(tmp_path, authored.ladders, 0) if g.id.endswith("/baseline")]
+    assert len(found) == 2
+    example = found[0].examples[0]
+    assert len(example.rules) == len(Policy.builtin("baseline-harms").rules)
+    assert example.verdict is harmful
+
+
+def test_nobody_says_which_rule_a_harmful_row_breaks(authored: Authored, tmp_path: Path):
+    write(tmp_path, "red_instruct_prompts", row(True))
+    group = read_public(tmp_path, authored.ladders, 0)[1]
+    assert {rule.weight for rule in group.examples[0].rules} == {0.0}
+
+
+def test_a_harmful_row_stays_harmful_among_more_rules(authored: Authored, tmp_path: Path):
+    write(tmp_path, "red_instruct_prompts", row(True))
+    group = read_public(tmp_path, authored.ladders, 0)[1]
+    wider = Augmenter(authored, Mixture(foreign=2)).public(group, random.Random(0))
+    assert wider.examples[0].verdict is True
+    assert len(wider.examples[0].rules) > len(group.examples[0].rules)

@@ -63,10 +63,26 @@ class LabelledRule:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation and rules. With several views, a rule is broken if any view breaks it."""
+    """A conversation and rules. With several views, a rule is broken if any view breaks it.
+
+    Attributes:
+        views: conversations whose last message is judged.
+        rules: each with its label.
+        unsafe: whether any rule is broken, where that is known though the single labels are not.
+    """
 
     views: tuple[tuple[Message, ...], ...]
     rules: tuple[LabelledRule, ...]
+    unsafe: bool | None = None
+
+    @property
+    def verdict(self) -> bool | None:
+        """Whether any rule is broken; None if a label that nobody trusts leaves it open."""
+        if self.unsafe is not None:
+            return self.unsafe
+        if any(rule.violated and rule.weight > 0 for rule in self.rules):
+            return True
+        return None if any(rule.weight == 0 for rule in self.rules) else False
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +271,7 @@ class Augmenter:
         for example in group.examples:
             extra = [LabelledRule(t, False, f"{group.id}/foreign", (), 0.4) for t in self._foreigners("", rng)]
             rules = example.rules + tuple(extra) + self._checkable(example.views[-1], rng)
-            examples.append(Example(example.views, rules))
+            examples.append(Example(example.views, rules, None if example.unsafe is None else _any(example, rules)))
         return Group(group.id, tuple(examples), group.orders)
 
     def _foreigners(self, setting: str, rng: random.Random) -> list[str]:
@@ -264,6 +280,11 @@ class Augmenter:
     def _checkable(self, messages: Sequence[Message], rng: random.Random) -> tuple[LabelledRule, ...]:
         made = checkable_rules(messages, self._vocabulary, rng, count=self._mixture.checkable)
         return tuple(LabelledRule(c.text, c.violated, f"checkable/{c.kind}", (), 0.4) for c in made)
+
+
+def _any(example: Example, rules: Sequence[LabelledRule]) -> bool:
+    """Return the verdict of an example under more rules than its own."""
+    return bool(example.unsafe) or any(rule.violated for rule in rules[len(example.rules) :])
 
 
 def _sample(rows: Sequence[T], share: float, rng: random.Random) -> list[T]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from csrm_guard.encoding import Encoder
-from csrm_guard.packing import Packed, collate, pack
+from csrm_guard.packing import Packed, collate, pack, split_rules
 from csrm_guard_train.augment import Example, Group
 
 __all__ = ["Encoded", "TrainBatch", "batches", "encode", "to_batch"]
@@ -26,11 +26,14 @@ class Encoded:
 
     Attributes:
         group: where it comes from.
-        sequences: per example its views and windows, each with all rules.
+        sequences: per example its views and windows, each with all rules, or in parts if the rules
+            do not fit one sequence: view by view, part by part.
+        parts: per example the [start, stop) spans of its rules.
     """
 
     group: Group
     sequences: tuple[tuple[Packed, ...], ...]
+    parts: tuple[tuple[tuple[int, int], ...], ...]
 
     @property
     def longest(self) -> int:
@@ -55,6 +58,8 @@ class TrainBatch:
         owners: example of each label, int64 (N,).
         examples: how many examples.
         more, less: label indices of each order, int64 (P,).
+        bags: (M, K): label indices of the examples whose verdict is known; padded by repetition.
+        verdicts: whether any of an example's rules is broken, float (M,).
     """
 
     ids: Tensor
@@ -68,6 +73,8 @@ class TrainBatch:
     examples: int
     more: Tensor
     less: Tensor
+    bags: Tensor
+    verdicts: Tensor
 
     def to(self, device: torch.device) -> TrainBatch:
         """Return the batch on a device."""
@@ -84,16 +91,17 @@ class TrainBatch:
 
 def encode(group: Group, encoder: Encoder) -> Encoded | None:
     """Return the group as sequences, or None if a rule or sequence exceeds the model's limits."""
-    sequences = []
+    sequences, parts = [], []
     for example in group.examples:
-        views = _views(example, encoder)
-        if views is None or max(len(s.ids) for s in views) > encoder.limits.sequence:
+        views, spans = _views(example, encoder) or ((), ())
+        if not views or max(len(s.ids) for s in views) > encoder.limits.sequence:
             return None
         sequences.append(views)
-    return Encoded(group, tuple(sequences))
+        parts.append(spans)
+    return Encoded(group, tuple(sequences), tuple(parts))
 
 
-def _views(example: Example, encoder: Encoder) -> tuple[Packed, ...] | None:
+def _views(example: Example, encoder: Encoder) -> tuple[tuple[Packed, ...], tuple[tuple[int, int], ...]] | None:
     rules = []
     for rule in example.rules:
         alternatives = encoder.rule(rule.text, rule.permits)
@@ -101,7 +109,9 @@ def _views(example: Example, encoder: Encoder) -> tuple[Packed, ...] | None:
             return None
         rules.append(alternatives[0][0])
     windows = [w for view in example.views for w in encoder.conversation(view).windows]
-    return tuple(pack(window, rules) for window in windows)
+    room = encoder.limits.sequence - max(len(w.context) + len(w.judged) for w in windows)
+    spans = tuple(split_rules(rules, room=room))
+    return tuple(pack(window, rules[start:stop]) for window in windows for start, stop in spans), spans
 
 
 def batches(rows: Sequence[Encoded], *, tokens: int, rng: random.Random) -> Iterator[list[Encoded]]:
@@ -132,13 +142,19 @@ def to_batch(rows: Sequence[Encoded]) -> TrainBatch:
     owners: list[int] = []
     more: list[int] = []
     less: list[int] = []
+    bags: list[list[int]] = []
+    verdicts: list[float] = []
     sequence = example = 0
     for row in rows:
         first: list[int] = []
-        for views, source in zip(row.sequences, row.group.examples, strict=True):
+        for views, spans, source in zip(row.sequences, row.parts, row.group.examples, strict=True):
             first.append(len(labels))
-            for r, rule in enumerate(source.rules):
-                slots.append([(sequence + v) * width + r for v in range(len(views))])
+            if source.verdict is not None:
+                bags.append([len(labels) + r for r in range(len(source.rules))])
+                verdicts.append(float(source.verdict))
+            at = [(k, r - start) for k, (start, stop) in enumerate(spans) for r in range(start, stop)]
+            for rule, (part, head) in zip(source.rules, at, strict=True):
+                slots.append([(sequence + v + part) * width + head for v in range(0, len(views), len(spans))])
                 labels.append(float(rule.violated))
                 weights.append(rule.weight)
                 owners.append(example)
@@ -146,7 +162,7 @@ def to_batch(rows: Sequence[Encoded]) -> TrainBatch:
             example += 1
         more += [first[o.more[0]] + o.more[1] for o in row.group.orders]
         less += [first[o.less[0]] + o.less[1] for o in row.group.orders]
-    deepest = max(len(s) for s in slots)
+    deepest, widest = max(len(s) for s in slots), max((len(b) for b in bags), default=1)
     return TrainBatch(
         ids=torch.from_numpy(arrays.ids),
         blocks=torch.from_numpy(arrays.blocks),
@@ -159,4 +175,6 @@ def to_batch(rows: Sequence[Encoded]) -> TrainBatch:
         examples=example,
         more=torch.tensor(more, dtype=torch.long),
         less=torch.tensor(less, dtype=torch.long),
+        bags=torch.tensor([b + b[:1] * (widest - len(b)) for b in bags], dtype=torch.long),
+        verdicts=torch.tensor(verdicts),
     )

@@ -186,7 +186,7 @@ def _step(
     parts = _micro_batches(mine or rows[:1], recipe.batch_tokens)
     # Processes move in step: who has fewer parts repeats one without weight.
     count = engine.largest(len(parts))
-    terms: dict[str, float] = dict.fromkeys(("loss", "cls", "list", "pair", "soft"), 0.0)
+    terms: dict[str, float] = dict.fromkeys(("loss", "cls", "list", "pair", "soft", "policy"), 0.0)
     size = 0
     for at in range(count):
         part = parts[min(at, len(parts) - 1)]
@@ -227,8 +227,12 @@ def _losses(model: nn.Module, batch: TrainBatch, recipe: Recipe, teacher: Tensor
         pairs = ordering(logits[batch.more], logits[batch.less], recipe.margin)
     learnt = soft(logits, teacher) if teacher is not None else logits.new_zeros(())
     share = recipe.distil if teacher is not None else 0.0
-    loss = (1 - share) * cls + share * learnt + recipe.list_weight * ranks + recipe.pair_weight * pairs
-    return {"loss": loss, "cls": cls, "list": ranks, "pair": pairs, "soft": learnt}
+    policy = logits.new_zeros(())
+    if len(batch.verdicts):
+        policy = classification(logits[batch.bags].amax(dim=1), batch.verdicts, torch.ones_like(batch.verdicts))
+    loss = (1 - share) * cls + share * learnt + recipe.list_weight * ranks
+    loss = loss + recipe.pair_weight * pairs + recipe.policy_weight * policy
+    return {"loss": loss, "cls": cls, "list": ranks, "pair": pairs, "soft": learnt, "policy": policy}
 
 
 def _rate(progress: float, warmup: float) -> float:

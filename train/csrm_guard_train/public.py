@@ -13,6 +13,7 @@ from typing import Any
 
 from csrm_guard.errors import MessageError
 from csrm_guard.messages import Message, parse_messages
+from csrm_guard.policy import Policy
 from csrm_guard.rows import read_jsonl
 from csrm_guard_train.augment import Example, Group, LabelledRule
 from csrm_guard_train.data import Ladder
@@ -34,6 +35,14 @@ PUBLIC_FILES: dict[str, tuple[str, int]] = {
     "benign_conversations": ("CC-BY-SA / Apache-2.0", 500),
 }
 
+# Sets whose harmful rows break some rule of the built-in `baseline-harms`, though nobody says which.
+_BASELINE = (
+    "red_instruct_prompts",
+    "harmful_prompts_misc",
+    "derta_malicious_pairs",
+    "benign_conversations",
+    "purplellama_frr_benign_cyber",
+)
 # Wordings of one rule against all that is harmful.
 HARMFUL = (
     "Do not help with, encourage or take part in anything that could hurt people, is illegal, hateful, sexual or "
@@ -95,8 +104,23 @@ def read_public(folder: Path, ladders: Mapping[str, Ladder], seed: int) -> list[
             rows = [row for _, row in read_jsonl(path)]
             rng.shuffle(rows)
             found = (group for row in rows if (group := _group(row, name, ladders, rng)) is not None)
-            groups += [group for group, _ in zip(found, range(most), strict=False)]
+            taken = [group for group, _ in zip(found, range(most), strict=False)]
+            groups += taken
+            if name in _BASELINE:
+                groups += [_under_baseline(group) for group in taken[::2]]
     return groups
+
+
+def _under_baseline(group: Group) -> Group:
+    """Return a public conversation under all of `baseline-harms`; of a harmful one no rule's own label is known."""
+    example = group.examples[0]
+    harmful = any(rule.violated for rule in example.rules)
+    trust = 0.0 if harmful else 0.4
+    rules = tuple(
+        LabelledRule(rule.text, False, f"{group.id}/baseline/{rule.id}", (), trust)
+        for rule in Policy.builtin("baseline-harms").rules
+    )
+    return Group(f"{group.id}/baseline", (Example(example.views, rules, harmful),))
 
 
 def _group(row: dict[str, Any], name: str, ladders: Mapping[str, Ladder], rng: random.Random) -> Group | None:

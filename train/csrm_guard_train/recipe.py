@@ -99,6 +99,8 @@ class Recipe(BaseModel):
         margin: margin of the ordering terms (paper 3.3: m).
         list_weight: weight of the listwise term: the violated rule above the others.
         distil: share of a teacher's soft labels in the classification term; the rest are the given ones.
+        policy_weight: weight of the policy's own term: the largest violation logit of an example's
+            rules against whether any is broken, which is what p_safe is made of.
         validation: share of the deployments that is held out for calibration and selection.
         precision: what matrix products run in.
         limits: how many tokens the model reads at once.
@@ -125,6 +127,7 @@ class Recipe(BaseModel):
     margin: float = 0.0
     list_weight: float = Field(default=0.3, ge=0)
     distil: Share = 0.0
+    policy_weight: float = Field(default=0.0, ge=0)
     validation: Share = 0.1
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     limits: Limits = Limits()
