@@ -47,11 +47,13 @@ def test_sets_of_unclear_licence_are_not_read(authored: Authored, tmp_path: Path
     assert read_public(tmp_path, authored.ladders, 0) == []
 
 
-@pytest.mark.parametrize("harmful", [True, False])
-def test_every_second_row_is_read_under_all_built_in_rules(authored: Authored, tmp_path: Path, harmful: bool):
+@pytest.mark.parametrize(("harmful", "expected"), [(True, 2), (False, 4)])
+def test_harmless_rows_outnumber_harmful_ones_under_all_built_in_rules(
+    authored: Authored, tmp_path: Path, harmful: bool, expected: int
+):
     write(tmp_path, "red_instruct_prompts", *(row(harmful) for _ in range(4)))
     found = [g for g in read_public(tmp_path, authored.ladders, 0) if g.id.endswith("/baseline")]
-    assert len(found) == 2
+    assert len(found) == expected
     example = found[0].examples[0]
     assert len(example.rules) == len(Policy.builtin("baseline-harms").rules)
     assert example.verdict is harmful

@@ -7,7 +7,7 @@ The package knows no path and downloads nothing: a folder of normalised files is
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +107,28 @@ def read_public(folder: Path, ladders: Mapping[str, Ladder], seed: int) -> list[
             taken = [group for group, _ in zip(found, range(most), strict=False)]
             groups += taken
             if name in _BASELINE:
-                groups += [_under_baseline(group) for group in taken[::2]]
+                groups += [_under_baseline(group) for group in _balanced(taken)]
     return groups
+
+
+def _balanced(groups: Sequence[Group]) -> list[Group]:
+    """Return every harmless group and every third harmful one.
+
+    Attacks outnumber ordinary traffic in public sets; a policy's own term learns to flag from few, and needless
+    flags are what many harmless ones unteach.
+    """
+    harmful = [group for group in groups if _harmful(group)]
+    return [group for group in groups if not _harmful(group)] + harmful[::3]
+
+
+def _harmful(group: Group) -> bool:
+    return any(rule.violated for rule in group.examples[0].rules)
 
 
 def _under_baseline(group: Group) -> Group:
     """Return a public conversation under all of `baseline-harms`; of a harmful one no rule's own label is known."""
     example = group.examples[0]
-    harmful = any(rule.violated for rule in example.rules)
+    harmful = _harmful(group)
     trust = 0.0 if harmful else 0.4
     rules = tuple(
         LabelledRule(rule.text, False, f"{group.id}/baseline/{rule.id}", (), trust)
