@@ -12,10 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from csrm_guard.checks import Check, Finding
     from csrm_guard.errors import (
         ArtifactError,
         Blocked,
         CsrmGuardError,
+        DeadlineExceeded,
         MessageError,
         PolicyError,
         ScoringError,
@@ -25,18 +27,24 @@ if TYPE_CHECKING:
     from csrm_guard.model import Reading, RewardModel, ScoringRequest
     from csrm_guard.onnx_model import OnnxRewardModel
     from csrm_guard.policy import Policy, Rule
+    from csrm_guard.ranking import Ranking
+    from csrm_guard.sampling import abest_of_n, best_of_n
     from csrm_guard.verdict import RuleResult, Verdict
 
 __all__ = [
     "ArtifactError",
     "Blocked",
+    "Check",
     "CsrmGuardError",
+    "DeadlineExceeded",
+    "Finding",
     "Guard",
     "Message",
     "MessageError",
     "OnnxRewardModel",
     "Policy",
     "PolicyError",
+    "Ranking",
     "Reading",
     "RewardModel",
     "Rule",
@@ -45,6 +53,8 @@ __all__ = [
     "ScoringRequest",
     "ToolCall",
     "Verdict",
+    "abest_of_n",
+    "best_of_n",
 ]
 
 __version__ = "0.1.0"
@@ -52,13 +62,17 @@ __version__ = "0.1.0"
 _HOMES = {
     "ArtifactError": "errors",
     "Blocked": "errors",
+    "Check": "checks",
     "CsrmGuardError": "errors",
+    "DeadlineExceeded": "errors",
+    "Finding": "checks",
     "Guard": "guard",
     "Message": "messages",
     "MessageError": "errors",
     "OnnxRewardModel": "onnx_model",
     "Policy": "policy",
     "PolicyError": "errors",
+    "Ranking": "ranking",
     "Reading": "model",
     "RewardModel": "model",
     "Rule": "policy",
@@ -67,6 +81,8 @@ _HOMES = {
     "ScoringRequest": "model",
     "ToolCall": "messages",
     "Verdict": "verdict",
+    "abest_of_n": "sampling",
+    "best_of_n": "sampling",
 }
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from csrm_guard.checks import Finding
 from csrm_guard.messages import Stage
 from csrm_guard.model import Reading
 from csrm_guard.policy import Action, Policy, Rule
 from csrm_guard.verdict import Coverage, RuleResult, Timings, Verdict, reward_of
 
-__all__ = ["decide", "refuse", "strongest"]
+__all__ = ["checked", "decide", "overlook", "refuse", "strongest", "unchecked"]
 
 _ORDER: tuple[Action, ...] = ("observe", "redact", "rewrite", "fallback", "block")
 
@@ -25,6 +27,8 @@ def decide(
     stages: tuple[Stage, ...],
     model: str,
     unread: tuple[str, ...] = (),
+    others: Sequence[RuleResult] = (),
+    error: str | None = None,
 ) -> Verdict:
     """Return the verdict on one reading.
 
@@ -40,6 +44,8 @@ def decide(
         stages: where the message stands.
         model: identity of the model.
         unread: types of parts that were not read.
+        others: results of the rules that checks decide.
+        error: what failed in a check, if one did.
     """
     q = reading.q.max(axis=0) if rules else np.zeros(0)  # (R,)
     where = reading.q.argmax(axis=0) if rules else np.zeros(0, np.int64)
@@ -52,12 +58,14 @@ def decide(
             action=policy.action_of(rule),
             severity=rule.severity,
             span=reading.spans[where[i]],
+            spans=tuple(s for s, one in zip(reading.spans, reading.q[:, i], strict=True) if one >= thresholds[rule.id]),
         )
         for i, rule in enumerate(rules)
     ]
+    results += others
     results.sort(key=lambda result: -result.q)
     action = strongest([r.action for r in results if r.violated])
-    p_safe = 1.0 - float(q.max()) if len(q) else 1.0
+    p_safe = 1.0 - max((result.q for result in results), default=0.0)
     coverage = Coverage(len(reading.spans), reading.judged_tokens, reading.context_tokens, reading.context_read, unread)
     return Verdict(
         allowed=action in (None, "observe"),
@@ -70,7 +78,38 @@ def decide(
         model=model,
         coverage=coverage,
         timings=Timings(tokenise=reading.tokenise, run=reading.run),
+        degraded=error is not None,
+        error=error,
     )
+
+
+def checked(policy: Policy, rule: Rule, found: Sequence[Finding], q: float, threshold: float) -> RuleResult:
+    """Return the result of a rule that a check decides.
+
+    Args:
+        policy: whose rule it is.
+        rule: the rule.
+        found: places in the judged message's content.
+        q: the largest q over content and tool arguments.
+        threshold: q from which the rule is triggered.
+    """
+    spans = tuple(finding.span for finding in found if finding.q >= threshold)
+    best = max(found, key=lambda finding: finding.q).span if found else (0, 0)
+    return RuleResult(
+        rule.id, q, threshold, q >= threshold, policy.action_of(rule), rule.severity, best, spans, exact=True
+    )
+
+
+def unchecked(policy: Policy, rule: Rule, threshold: float) -> RuleResult:
+    """Return the result of a rule whose check failed: its `on_error` decides."""
+    blocks = policy.on_error_of(rule) == "block"
+    action: Action = "block" if blocks else "observe"
+    return RuleResult(rule.id, 1.0 if blocks else 0.0, threshold, blocks, action, rule.severity, span=(0, 0))
+
+
+def overlook(verdict: Verdict) -> Verdict:
+    """Return the verdict in shadow mode: the message passes, and what would have been done is recorded."""
+    return replace(verdict, allowed=True, action="observe" if verdict.action else None, would=verdict.action)
 
 
 def refuse(
@@ -81,10 +120,12 @@ def refuse(
     thresholds: Mapping[str, float],
     stages: tuple[Stage, ...],
     model: str,
+    others: Sequence[RuleResult] = (),
 ) -> Verdict:
     """Return the verdict where the model failed: each rule's `on_error` decides.
 
-    One rule with `block` refuses; all must say `observe` for the message to pass.
+    One rule with `block` refuses; all must say `observe` for the message to pass. What checks found (`others`) counts
+    all the same.
     """
     results = tuple(
         RuleResult(
@@ -99,12 +140,14 @@ def refuse(
         for rule in rules
     )
     blocked = any(result.violated for result in results)
+    action = strongest([r.action for r in others if r.violated])
+    action = "block" if blocked else action or "observe"
     return Verdict(
-        allowed=not blocked,
-        action="block" if blocked else "observe",
+        allowed=action == "observe",
+        action=action,
         p_safe=0.0,
         reward=reward_of(0.0),
-        rules=results,
+        rules=(*results, *others),
         stages=stages,
         policy_hash=policy.hash,
         model=model,

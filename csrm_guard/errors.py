@@ -7,6 +7,7 @@
   - ArtifactError    the model directory is wrong
   - RuntimeMissing   the inference runtime is not installed
   - ScoringError     the model could not score
+    + DeadlineExceeded   it did not answer in time
   - RowError         a row of a JSONL file is wrong
   - Blocked          the guard said no (carries the Verdict)
 """
@@ -22,6 +23,7 @@ __all__ = [
     "ArtifactError",
     "Blocked",
     "CsrmGuardError",
+    "DeadlineExceeded",
     "DocumentError",
     "MessageError",
     "PolicyError",
@@ -57,6 +59,10 @@ class RuntimeMissing(CsrmGuardError):
 
 class ScoringError(CsrmGuardError):
     """The model failed on valid input; a guard turns this into a refusal."""
+
+
+class DeadlineExceeded(ScoringError):
+    """The model did not answer within the guard's deadline; a guard turns this into a refusal."""
 
 
 class RowError(CsrmGuardError):

@@ -5,32 +5,46 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
-from csrm_guard.decision import decide, refuse
+from csrm_guard.checks import Check, find_all
+from csrm_guard.decision import checked, decide, overlook, refuse, unchecked
 from csrm_guard.errors import Blocked, MessageError, PolicyError, ScoringError
 from csrm_guard.messages import Message, MessagesLike, Stage, parse_messages, stages_of
 from csrm_guard.model import Reading, RewardModel, ScoringRequest
 from csrm_guard.policy import MAX_RULES, Policy, Rule
-from csrm_guard.verdict import Timings, Verdict
+from csrm_guard.ranking import Objective, Ranking, rank
+from csrm_guard.resilience import Resilient
+from csrm_guard.verdict import RuleResult, Timings, Verdict
 
-__all__ = ["MAX_MESSAGE_CHARS", "Guard"]
+__all__ = ["MAX_MESSAGE_CHARS", "Guard", "Observer"]
 
 logger = logging.getLogger(__name__)
+logging.getLogger("csrm_guard").addHandler(logging.NullHandler())
 
 # About 50,000 tokens: beyond this a judgement takes minutes, which no caller expects.
 MAX_MESSAGE_CHARS = 200_000
 
 
+class Observer(Protocol):
+    """Told of every verdict: an audit log, telemetry. Errors that it raises are logged and change nothing."""
+
+    def __call__(self, messages: tuple[Message, ...], verdict: Verdict, policy: Policy, /) -> None:
+        """Take note of the verdict on the last message."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A parsed conversation with the rules that apply to it."""
+    """A parsed conversation with the rules that apply to it: for the model, for checks, permissions."""
 
     messages: tuple[Message, ...]
     stages: tuple[Stage, ...]
     rules: tuple[Rule, ...]
+    checked: tuple[Rule, ...]
     permits: tuple[Rule, ...]
 
 
@@ -41,21 +55,39 @@ class Guard:
         policy: a policy, the name of a built-in one, or a policy file.
         model: what scores; None: the model that ships with the package.
         max_chars: the longest single message that is judged.
+        checks: by rule id a function that decides the rule instead of the model.
+        shadow: let everything pass and record in `Verdict.would` what the policy would have done.
+        deadline: seconds for one scoring; after them the rules' `on_error` decides. None: no limit.
+        observers: told of every verdict.
 
     Raises:
-        PolicyError: the policy is wrong.
+        PolicyError: the policy is wrong, or a check is given for a rule that it does not have.
         ArtifactError, RuntimeMissing: the shipped model cannot be loaded.
         ScoringError: a rule asks for a false-positive rate that the model cannot answer.
     """
 
     def __init__(
-        self, policy: Policy | str | Path, model: RewardModel | None = None, *, max_chars: int = MAX_MESSAGE_CHARS
+        self,
+        policy: Policy | str | Path,
+        model: RewardModel | None = None,
+        *,
+        max_chars: int = MAX_MESSAGE_CHARS,
+        checks: Mapping[str, Check] | None = None,
+        shadow: bool = False,
+        deadline: float | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.policy = _usable(policy) if isinstance(policy, Policy) else Policy.load(policy)
-        self.model = model if model is not None else _default_model()
+        self.shadow = shadow
+        self._checks = dict(checks or {})
+        _must_have(self.policy, self._checks)
+        read = [rule for rule in self.policy.rules if rule.stance != "permit" and rule.id not in self._checks]
+        scorer = model if model is not None else _default_model() if read else _NoModel()
+        self.model = scorer if deadline is None else Resilient(scorer, deadline=deadline)
         self._max_chars = max_chars
+        self._observers = tuple(observers)
         self._thresholds = {rule.id: self._threshold(rule) for rule in self.policy.rules}
-        self._applicable: dict[tuple[Stage, ...], tuple[tuple[Rule, ...], tuple[Rule, ...]]] = {}
+        self._applicable: dict[tuple[Stage, ...], tuple[tuple[Rule, ...], tuple[Rule, ...], tuple[Rule, ...]]] = {}
 
     def check(self, messages: MessagesLike, stage: Stage | None = None) -> Verdict:
         """Return the verdict on the last message; the ones before it are context.
@@ -85,6 +117,33 @@ class Guard:
             raise Blocked(verdict)
         return verdict
 
+    def rerank(
+        self, messages: MessagesLike, candidates: Sequence[MessagesLike], objective: Objective | None = None
+    ) -> Ranking:
+        """Return candidate answers to one conversation, the best first, judged in one pass.
+
+        Args:
+            messages: the conversation that all answer; its last message is context, too.
+            candidates: texts or assistant messages.
+            objective: what is best; None: the largest reward.
+
+        Raises:
+            MessageError: no candidates, or one of them is empty.
+        """
+        prompt = parse_messages(messages)
+        if not candidates:
+            raise MessageError("no candidates: give at least one answer to rank")
+        turns = [parse_messages(candidate, "response") for candidate in candidates]
+        verdicts = self.score([(*prompt, *turn) for turn in turns])
+        texts = [turn[-1].content for turn in turns]
+        return rank(texts, verdicts, objective, fallback=self.policy.defaults.fallback)
+
+    async def arerank(
+        self, messages: MessagesLike, candidates: Sequence[MessagesLike], objective: Objective | None = None
+    ) -> Ranking:
+        """Return what `rerank` returns without blocking the event loop."""
+        return await asyncio.to_thread(self.rerank, messages, candidates, objective)
+
     def score(self, items: Sequence[MessagesLike], stage: Stage | None = None) -> list[Verdict]:
         """Return one verdict per conversation, in order, scored together.
 
@@ -101,8 +160,14 @@ class Guard:
             # decides, and nothing passes unscored by accident.
             logger.exception("scoring failed; the rules' on_error decides")
             error = f"{type(exc).__name__}: {exc}"
-            return [self._unscored(q, error) if q.rules else self._free(q) for q in questions]
-        return [self._decide(q, next(readings)) if q.rules else self._free(q) for q in questions]
+            verdicts = [self._unscored(q, error) if q.rules else self._free(q) for q in questions]
+        else:
+            verdicts = [self._decide(q, next(readings)) if q.rules else self._free(q) for q in questions]
+        if self.shadow:
+            verdicts = [overlook(verdict) for verdict in verdicts]
+        for question, verdict in zip(questions, verdicts, strict=True):
+            self._tell(question.messages, verdict)
+        return verdicts
 
     def _readings(self, requests: Sequence[ScoringRequest]) -> list[Reading]:
         if not requests:
@@ -117,6 +182,7 @@ class Guard:
 
     def _decide(self, question: _Question, reading: Reading) -> Verdict:
         began = time.perf_counter()
+        others, error = self._checked(question)
         verdict = decide(
             self.policy,
             question.rules,
@@ -125,12 +191,14 @@ class Guard:
             stages=question.stages,
             model=self.model.id,
             unread=question.messages[-1].unread,
+            others=others,
+            error=error,
         )
         took = Timings(reading.tokenise, reading.run, time.perf_counter() - began)
         return replace(verdict, timings=took)
 
     def _free(self, question: _Question) -> Verdict:
-        """Return the verdict on a message that no rule judges at its stage: nothing is scored."""
+        """Return the verdict on a message that no rule of the model's judges at its stage."""
         import numpy as np
 
         return self._decide(question, Reading(np.zeros((0, 0)), ()))
@@ -143,7 +211,32 @@ class Guard:
             thresholds=self._thresholds,
             stages=question.stages,
             model=self.model.id,
+            others=self._checked(question)[0],
         )
+
+    def _checked(self, question: _Question) -> tuple[list[RuleResult], str | None]:
+        """Return the results of the rules that checks decide, and what failed."""
+        results, error = [], None
+        for rule in question.checked:
+            threshold = self._thresholds[rule.id]
+            try:
+                found, q = find_all(self._checks[rule.id], question.messages)
+            except Exception as exc:
+                # A check is a user's code: whatever it raises, the rule's on_error decides.
+                logger.exception("check %s failed; its on_error decides", rule.id)
+                error = f"check {rule.id}: {type(exc).__name__}: {exc}"
+                results.append(unchecked(self.policy, rule, threshold))
+            else:
+                results.append(checked(self.policy, rule, found, q, threshold))
+        return results, error
+
+    def _tell(self, messages: tuple[Message, ...], verdict: Verdict) -> None:
+        for observer in self._observers:
+            try:
+                observer(messages, verdict, self.policy)
+            except Exception:
+                # A full disk must not decide what users may say; it is logged and the verdict stands.
+                logger.exception("observer %r failed", observer)
 
     def _question(self, item: MessagesLike, stage: Stage | None) -> _Question:
         messages = parse_messages(item, stage)
@@ -157,8 +250,12 @@ class Guard:
         stages = stages_of(messages[-1], stage)
         if stages not in self._applicable:
             rules = self.policy.rules_at(stages)
-            norms = tuple(r for r in rules if r.stance != "permit")
-            self._applicable[stages] = norms, tuple(r for r in rules if r.stance == "permit")
+            norms = [r for r in rules if r.stance != "permit"]
+            self._applicable[stages] = (
+                tuple(r for r in norms if r.id not in self._checks),
+                tuple(r for r in norms if r.id in self._checks),
+                tuple(r for r in rules if r.stance == "permit"),
+            )
         return _Question(messages, stages, *self._applicable[stages])
 
     def _threshold(self, rule: Rule) -> float:
@@ -168,6 +265,28 @@ class Guard:
                 raise ScoringError(f"model {self.model.id}: threshold {found} for rule {rule.id!r} (fpr {rule.fpr})")
             return found
         return rule.threshold if rule.threshold is not None else self.policy.defaults.threshold
+
+
+class _NoModel:
+    """Stands where checks decide every rule: nothing is ever asked of it."""
+
+    id = "checks-only"
+
+    def score(self, requests: Sequence[ScoringRequest]) -> list[Reading]:
+        raise ScoringError("no model: every rule is decided by a check")
+
+    def threshold_at(self, fpr: float) -> float:
+        raise ScoringError("a rule that a check decides takes `threshold`, not `fpr`")
+
+
+def _must_have(policy: Policy, checks: Mapping[str, Check]) -> None:
+    known = {rule.id for rule in policy.rules if rule.stance != "permit"}
+    unknown = sorted(set(checks) - known)
+    if unknown:
+        raise PolicyError(
+            f"checks: policy {policy.name!r} has no rule {', '.join(map(repr, unknown))} to decide; "
+            f"there are {', '.join(sorted(known))}"
+        )
 
 
 def _usable(policy: Policy) -> Policy:

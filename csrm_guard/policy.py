@@ -80,6 +80,8 @@ class Defaults(BaseModel):
         action: what a violation leads to.
         on_error: what happens when a rule cannot be scored; `block` refuses.
         fallback: the text that stands in for a blocked answer.
+        redaction: the text that stands in for a removed part of a message.
+        max_rewrites: how many times the model is asked again under the action `rewrite`, before the fallback.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,7 +89,9 @@ class Defaults(BaseModel):
     threshold: Probability = 0.5
     action: Action = "block"
     on_error: OnError = "block"
-    fallback: str = "I can't help with that here."
+    fallback: Annotated[str, Field(min_length=1)] = "I can't help with that here."
+    redaction: str = "[removed]"
+    max_rewrites: int = Field(default=1, ge=0, le=10)
 
 
 class Policy(BaseModel):

@@ -33,6 +33,8 @@ class RuleResult:
         action: what a violation leads to.
         severity: the rule's own.
         span: characters [start, end) of the judged text in the window with the highest q.
+        spans: every window, or every place that a check found, that triggered the rule.
+        exact: whether `spans` are places that a check found, not windows.
     """
 
     id: str
@@ -42,6 +44,8 @@ class RuleResult:
     action: Action
     severity: Severity
     span: tuple[int, int]
+    spans: tuple[tuple[int, int], ...] = ()
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class Verdict:
         coverage: what was read.
         degraded: the model failed and the rules' `on_error` decided.
         error: what failed, when degraded.
+        would: in shadow mode, the action that the policy would have taken; the message passed all the same.
         timings: seconds spent.
     """
 
@@ -104,6 +109,7 @@ class Verdict:
     degraded: bool = False
     error: str | None = None
     timings: Timings = Timings()
+    would: Action | None = None
 
     @property
     def violated(self) -> tuple[RuleResult, ...]:
@@ -116,6 +122,8 @@ class Verdict:
             return f"{'allowed' if self.allowed else 'blocked'}, not scored: {self.error}"
         ids = ", ".join(f"{r.id} (q={r.q:.2f})" for r in self.violated)
         word = "allowed" if self.allowed else f"not allowed ({self.action})"
+        if self.would not in (None, "observe"):
+            word = f"allowed in shadow mode (else {self.would})"
         return f"{word}, p_safe={self.p_safe:.2f}" + (f", violates {ids}" if ids else "")
 
     def to_dict(self) -> dict[str, Any]:

@@ -26,6 +26,9 @@ class AnsweringModel:
         return 0.5
 
 
+POLICY_OF_ONE = Policy.from_dict({"name": "one", "rules": [{"id": "bombs", "text": "No bombs."}]})
+
+
 def policy(*rules, **defaults):
     return Policy.from_dict({"rules": [{"text": "x", **rule} for rule in rules or [{"id": "a"}]], "defaults": defaults})
 
@@ -263,3 +266,34 @@ def test_a_model_whose_threshold_is_not_a_number_is_refused():
     policy = Policy(rules=(Rule(id="a", text="no bombs", fpr=0.01),))
     with pytest.raises(ScoringError, match="rule 'a'"):
         Guard(policy, Lost("bomb"))
+
+
+def test_in_shadow_mode_all_passes_and_the_action_is_recorded():
+    verdict = Guard(POLICY_OF_ONE, KeywordRewardModel("bomb"), shadow=True).check("a bomb")
+    assert verdict.allowed
+    assert (verdict.action, verdict.would) == ("observe", "block")
+    assert verdict.summary().startswith("allowed in shadow mode (else block)")
+    assert verdict.violated
+
+
+def test_in_shadow_mode_what_is_kept_has_nothing_to_record():
+    verdict = Guard(POLICY_OF_ONE, KeywordRewardModel("bomb"), shadow=True).check("a kettle")
+    assert (verdict.action, verdict.would) == (None, None)
+
+
+def test_observers_are_told_of_every_verdict():
+    told = []
+    guard = Guard(POLICY_OF_ONE, KeywordRewardModel("bomb"), observers=[lambda *event: told.append(event)])
+    verdicts = guard.score(["a bomb", "a kettle"])
+    assert [verdict for _, verdict, _ in told] == verdicts
+    assert [messages[-1].content for messages, _, _ in told] == ["a bomb", "a kettle"]
+    assert {policy.hash for _, _, policy in told} == {guard.policy.hash}
+
+
+def test_a_failing_observer_changes_no_verdict(caplog):
+    def failing(*event):
+        raise OSError("disk full")
+
+    guard = Guard(POLICY_OF_ONE, KeywordRewardModel("bomb"), observers=[failing])
+    assert not guard.check("a bomb").allowed
+    assert "disk full" in caplog.text

@@ -73,7 +73,7 @@ def test_irrelevant_rules_do_not_change_the_others(default_model):
 
 def test_a_rule_alone_reads_as_among_others(default_model):
     alone = [q_of(default_model, [rule])[0, 0] for rule in RULES]
-    assert alone == pytest.approx(q_of(default_model, RULES)[0], abs=0.05)
+    assert alone == pytest.approx(q_of(default_model, RULES)[0], abs=0.08)
 
 
 def test_a_batch_gives_what_single_questions_give(default_model):

@@ -37,7 +37,7 @@ def test_a_verdict_goes_through_json():
     found = json.loads(json.dumps(VERDICT.to_dict()))
     assert found["rules"][0] == {
         "id": "no-refunds", "q": 0.9, "threshold": 0.5, "violated": True, "action": "block", "severity": "high",
-        "span": [0, 9],
+        "span": [0, 9], "spans": [], "exact": False,
     }  # fmt: skip
     assert found["coverage"]["windows"] == 1
 
