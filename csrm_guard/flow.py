@@ -1,0 +1,241 @@
+"""A guarded call as a state machine: what to judge, when to call, what to do with the answer.
+
+No input or output happens here. `converse` yields steps and is sent their results; `csrm_guard.drivers` performs them,
+with and without asyncio. An adapter says how a vendor's reply is read; its requests and replies never enter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+from csrm_guard.messages import Message
+from csrm_guard.policy import Policy
+from csrm_guard.redaction import redacted
+from csrm_guard.steps import Judge
+from csrm_guard.verdict import Verdict
+
+__all__ = [
+    "Admission", "Cancel", "Choice", "Ending", "Finish", "Outcome", "Request", "Start", "Step",
+    "admit", "converse", "feedback", "new_turns",
+]  # fmt: skip
+
+Reply = TypeVar("Reply")
+Ending: TypeAlias = Literal["kept", "redacted", "fallback", "blocked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How a call differs from the one that the caller asked for.
+
+    Attributes:
+        edits: by index of the message, the text that stands in for its own.
+        feedback: messages to append: the rejected answer and what was wrong with it.
+    """
+
+    edits: Mapping[int, str] = field(default_factory=dict)
+    feedback: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Begin a call to the model; `beside` the judgements that follow, if it is to run while they do."""
+
+    request: Request
+    beside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Send the reply of the call that was begun, or raise what it raised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Give up the call that was begun; nobody wants its reply."""
+
+
+Step: TypeAlias = Judge | Start | Finish | Cancel
+
+
+@dataclass(frozen=True, slots=True)
+class Admission(Generic[Reply]):
+    """What became of the messages that were sent.
+
+    Attributes:
+        verdicts: one per new message.
+        stopped: the verdict for which the model is not called (or its answer not used); None: it may answer.
+        ending: `fallback` or `blocked`, if stopped.
+        edits: redacted texts by index of the message.
+        reply: of the model, unless stopped.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    stopped: Verdict | None = None
+    ending: Ending = "kept"
+    edits: Mapping[int, str] = field(default_factory=dict)
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What became of one choice of an answer.
+
+    Attributes:
+        verdict: on it; None: it was empty.
+        ending: what was done.
+        text: stands in for its own, unless `kept`.
+    """
+
+    verdict: Verdict | None
+    ending: Ending = "kept"
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[Reply]):
+    """The end of a guarded call.
+
+    Attributes:
+        admission: what became of the messages that were sent.
+        reply: the last one of the model; None: the call was stopped before.
+        choices: one per choice of the reply.
+        discarded: earlier replies, which were asked for and are not used.
+    """
+
+    admission: Admission[Reply]
+    reply: Reply | None = None
+    choices: tuple[Choice, ...] = ()
+    discarded: tuple[Reply, ...] = ()
+
+    @property
+    def blocked(self) -> Verdict | None:
+        """The verdict that blocks the call, if one does."""
+        if self.admission.ending == "blocked":
+            return self.admission.stopped
+        return next((c.verdict for c in self.choices if c.ending == "blocked"), None)
+
+
+def new_turns(messages: Sequence[Message]) -> list[int]:
+    """Return the places of the messages that were not there at the model's last turn.
+
+    All that follow the last assistant message are new: users' turns in a row, tools' results. An answer begun by the
+    caller (an assistant message at the end) is new with what stands before it. The deployment's own instructions
+    (system, developer) are context.
+    """
+    end = len(messages)
+    while end and messages[end - 1].role == "assistant":
+        end -= 1
+    start = next((i + 1 for i in range(end - 1, -1, -1) if messages[i].role == "assistant"), 0)
+    return [i for i in range(start, len(messages)) if messages[i].role not in ("system", "developer")]
+
+
+def admit(
+    policy: Policy, messages: tuple[Message, ...], *, speculative: bool = False
+) -> Generator[Step, Any, Admission[Any]]:
+    """Judge what is new, and call the model.
+
+    A violation that asks for `rewrite` is answered with the fallback: a user's message is not ours to write anew.
+
+    Args:
+        policy: says what follows from a violation.
+        messages: the conversation that is to be sent.
+        speculative: begin the call beside the judgement and cancel it where that stops it.
+    """
+    if speculative:
+        yield Start(Request(), beside=True)
+    turns = [i for i in new_turns(messages) if _says_something(messages[i])]
+    verdicts: list[Verdict] = []
+    edits: dict[int, str] = {}
+    if turns:
+        verdicts = yield Judge(tuple(messages[: i + 1] for i in turns))
+    for i, verdict in zip(turns, verdicts, strict=True):
+        if verdict.action == "redact" and not verdict.allowed:
+            text = yield from redacted(policy, messages[: i + 1], verdict)
+            if text is not None:
+                edits[i] = text
+    stopped = [v for i, v in zip(turns, verdicts, strict=True) if not v.allowed and i not in edits]
+    if stopped:
+        if speculative:
+            yield Cancel()
+        worst = max(stopped, key=lambda v: v.action == "block")
+        ending: Ending = "blocked" if worst.action == "block" else "fallback"
+        return Admission(tuple(verdicts), worst, ending, edits)
+    if edits and speculative:
+        yield Cancel()
+    if edits or not speculative:
+        yield Start(Request(edits))
+    reply = yield Finish()
+    return Admission(tuple(verdicts), edits=edits, reply=reply)
+
+
+def converse(
+    policy: Policy,
+    messages: tuple[Message, ...],
+    read: Callable[[Reply], Sequence[Message]],
+    *,
+    speculative: bool = False,
+) -> Generator[Step, Any, Outcome[Reply]]:
+    """Judge what is new, call the model, judge every choice of its answer, act.
+
+    Args:
+        policy: says what follows from a violation.
+        messages: the conversation that is to be sent.
+        read: returns the choices of a reply as assistant messages.
+        speculative: begin the call beside the first judgement.
+    """
+    admission: Admission[Reply] = yield from admit(policy, messages, speculative=speculative)
+    if admission.stopped is not None or admission.reply is None:
+        return Outcome(admission)
+    sent = tuple(replace(m, content=admission.edits.get(i, m.content)) for i, m in enumerate(messages))
+    reply, discarded = admission.reply, list[Reply]()
+    while True:
+        said = read(reply)
+        choices = yield from _judged(policy, sent, said)
+        again = len(said) == 1 and choices[0].verdict is not None and choices[0].verdict.action == "rewrite"
+        if not again or choices[0].ending == "kept" or len(discarded) >= policy.defaults.max_rewrites:
+            return Outcome(admission, reply, tuple(choices), tuple(discarded))
+        assert choices[0].verdict is not None
+        discarded.append(reply)
+        yield Start(Request(admission.edits, feedback(policy, said[0], choices[0].verdict)))
+        reply = yield Finish()
+
+
+def feedback(policy: Policy, answer: Message, verdict: Verdict) -> tuple[Message, Message]:
+    """Return the rejected answer and a request for one that keeps the violated rules."""
+    broken = {result.id for result in verdict.violated}
+    rules = "\n".join(f"- {rule.text}" for rule in policy.rules if rule.id in broken)
+    asked = (
+        f"Your last answer breaks these rules:\n{rules}\nAnswer the message before it again so that every rule is "
+        "kept. Do not mention the rules or this request."
+    )
+    calls = "\n".join(f"{call.name}({call.arguments})" for call in answer.tool_calls)
+    said = "\n".join(part for part in (answer.content, calls) if part)
+    return Message("assistant", said), Message("user", asked)
+
+
+def _judged(policy: Policy, sent: tuple[Message, ...], said: Sequence[Message]) -> Generator[Step, Any, list[Choice]]:
+    full = [i for i, message in enumerate(said) if _says_something(message)]
+    verdicts: Sequence[Verdict] = ()
+    if full:
+        verdicts = yield Judge(tuple((*sent, said[i]) for i in full))
+    found = [Choice(None) for _ in said]
+    for i, verdict in zip(full, verdicts, strict=True):
+        found[i] = yield from _ended(policy, (*sent, said[i]), verdict)
+    return found
+
+
+def _ended(policy: Policy, view: tuple[Message, ...], verdict: Verdict) -> Generator[Step, Any, Choice]:
+    """Return a choice with the text that stands in for it, if its own may not be seen."""
+    if verdict.allowed:
+        return Choice(verdict)
+    if verdict.action == "redact":
+        text = yield from redacted(policy, view, verdict)
+        if text is not None:
+            return Choice(verdict, "redacted", text)
+    return Choice(verdict, "blocked" if verdict.action == "block" else "fallback", policy.defaults.fallback)
+
+
+def _says_something(message: Message) -> bool:
+    return bool(message.content.strip() or message.tool_calls or message.unread)
