@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 from csrm_guard.flow import Cancel, Finish, Request, Start, Step
 from csrm_guard.messages import Message
 from csrm_guard.steps import Judge
+from csrm_guard.stream import Ended, Gated, Passed, StreamGate
 from csrm_guard.verdict import Verdict
 
-__all__ = ["adrive", "drive"]
+__all__ = ["adrive", "apump", "drive", "pump"]
 
 Reply = TypeVar("Reply")
 Result = TypeVar("Result")
+Chunk = TypeVar("Chunk")
 Views = Sequence[tuple[Message, ...]]
 
 
@@ -138,3 +140,46 @@ class _Calls(Generic[Reply]):
         # A daemon: a program that ends does not wait for an answer that nobody wants.
         threading.Thread(target=work, name="csrm-guard-call", daemon=True).start()
         return future
+
+
+def pump(
+    gate: StreamGate[Chunk], judge: Callable[[Views], list[Verdict]], upstream: Iterable[Gated[Chunk]]
+) -> Iterator[Passed[Chunk] | Ended]:
+    """Yield what a gate lets out of a stream; it returns early when nothing more can leave."""
+    for gated in upstream:
+        gate.push(gated)
+        yield from _let_out(gate, judge)
+        if gate.closed:
+            return
+    gate.finish()
+    yield from _let_out(gate, judge)
+
+
+async def apump(
+    gate: StreamGate[Chunk],
+    judge: Callable[[Views], Awaitable[list[Verdict]]],
+    upstream: AsyncIterable[Gated[Chunk]],
+) -> AsyncIterator[Passed[Chunk] | Ended]:
+    """Do what `pump` does in asyncio."""
+    async for gated in upstream:
+        gate.push(gated)
+        while views := gate.due():
+            gate.settle(await judge(views))
+        gate.settle(())
+        for passed in gate.ready():
+            yield passed
+        if gate.closed:
+            return
+    gate.finish()
+    while views := gate.due():
+        gate.settle(await judge(views))
+    gate.settle(())
+    for passed in gate.ready():
+        yield passed
+
+
+def _let_out(gate: StreamGate[Chunk], judge: Callable[[Views], list[Verdict]]) -> Iterator[Passed[Chunk] | Ended]:
+    while views := gate.due():
+        gate.settle(judge(views))
+    gate.settle(())  # a choice without text ends without a judgement
+    yield from gate.ready()
