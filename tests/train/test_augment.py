@@ -2,8 +2,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 
+from csrm_guard import Message, Policy
 from csrm_guard_train.augment import Augmenter, Group, LabelledRule, Order
-from csrm_guard_train.data import Authored
+from csrm_guard_train.data import Authored, Rung
 from csrm_guard_train.recipe import Mixture
 
 
@@ -111,3 +112,35 @@ def test_without_wordings_no_rule_is_made_stricter_or_laxer(authored: Authored):
     origins = [r.origin for g in augmenter.epoch(random.Random(0)) for e in g.examples for r in e.rules]
     assert not [o for o in origins if o.endswith(("/lenient", "/strict"))]
     assert {o.split("/")[1] for o in origins if "/from-" in o} == {"from-3"}
+
+
+def rung(level: int, category: str = "violence", *, refusal: bool = False) -> Rung:
+    return Rung("r", category, level, (Message("user", "Ask."), Message("assistant", "Answer.")), refusal)
+
+
+def under_harms(authored: Authored, asked: Rung) -> list[Group]:
+    return Augmenter(authored, Mixture(content=1)).under_harms(asked)
+
+
+def test_the_mildest_rungs_keep_every_built_in_rule_in_answer_and_question(authored: Authored):
+    answer, question = under_harms(authored, rung(1))
+    assert [group.examples[0].verdict for group in (answer, question)] == [False, False]
+    assert question.examples[0].views[0][-1].role == "user"
+    assert len(answer.examples[0].rules) == len(Policy.builtin("baseline-harms").rules)
+
+
+def test_the_question_of_a_refusal_is_not_called_harmless(authored: Authored):
+    (answer,) = under_harms(authored, rung(0, refusal=True))
+    assert answer.examples[0].views[0][-1].role == "assistant"
+
+
+def test_the_gravest_rungs_break_their_own_built_in_rule(authored: Authored):
+    (group,) = under_harms(authored, rung(6))
+    (broken,) = [rule for rule in group.examples[0].rules if rule.violated]
+    assert broken.origin == "r/harms/violence-and-threats"
+    assert group.examples[0].verdict is True
+
+
+def test_rungs_between_and_categories_without_a_built_in_rule_say_nothing(authored: Authored):
+    assert under_harms(authored, rung(3)) == []
+    assert under_harms(authored, rung(6, "profanity_and_crude_language")) == []

@@ -22,7 +22,7 @@ def row(harmful: bool | None, *categories: str) -> dict[str, object]:
 
 def test_a_harmful_row_is_forbidden_and_permitted(authored: Authored, tmp_path: Path):
     write(tmp_path, "pyrit_scorer_evals", row(True, "violence"))
-    (group,) = read_public(tmp_path, authored.ladders, 0)
+    group, *_ = read_public(tmp_path, authored.ladders, 0)
     labels = {rule.origin.rsplit("/", 1)[1]: rule.violated for rule in group.examples[0].rules}
     assert labels["harm"]
     assert labels["violence"]
@@ -32,7 +32,7 @@ def test_a_harmful_row_is_forbidden_and_permitted(authored: Authored, tmp_path: 
 
 def test_a_harmless_row_violates_nothing(authored: Authored, tmp_path: Path):
     write(tmp_path, "benign_conversations", row(False))
-    group, _ = read_public(tmp_path, authored.ladders, 0)
+    group, *_ = read_public(tmp_path, authored.ladders, 0)
     assert not any(rule.violated for rule in group.examples[0].rules)
 
 
@@ -71,3 +71,17 @@ def test_a_harmful_row_stays_harmful_among_more_rules(authored: Authored, tmp_pa
     wider = Augmenter(authored, Mixture(foreign=2)).public(group, random.Random(0))
     assert wider.examples[0].verdict is True
     assert len(wider.examples[0].rules) > len(group.examples[0].rules)
+
+
+def test_the_question_of_a_harmless_answer_is_a_harmless_prompt(authored: Authored, tmp_path: Path):
+    write(tmp_path, "benign_conversations", row(False))
+    (question,) = [g for g in read_public(tmp_path, authored.ladders, 0) if "/question" in g.id]
+    (view,) = question.examples[0].views
+    assert [message.role for message in view] == ["user"]
+    assert question.examples[0].verdict is False
+    assert len(question.examples[0].rules) == len(Policy.builtin("baseline-harms").rules)
+
+
+def test_the_question_of_other_sets_may_be_an_attack_and_is_left_out(authored: Authored, tmp_path: Path):
+    write(tmp_path, "pyrit_scorer_evals", row(False))
+    assert not [g for g in read_public(tmp_path, authored.ladders, 0) if "/question" in g.id]

@@ -135,6 +135,8 @@ class Augmenter:
         mix, sets = self._mixture, self._authored
         groups = [self.item(row, rng) for row in _sample(sets.items, mix.items, rng)]
         groups += [self.rung(row, rng) for row in _sample(sets.rungs, mix.rungs, rng)]
+        if mix.content:
+            groups += [g for row in _sample(sets.rungs, mix.rungs, rng) for g in self.under_harms(row)]
         groups += [self.transcript(row, rng) for row in _sample(sets.transcripts, mix.transcripts, rng)]
         groups += [self.public(group, rng) for group in _sample(self._public, mix.public, rng)]
         groups += [self.public(group, rng) for group in _sample(self._strict, mix.strict, rng)]
@@ -216,6 +218,29 @@ class Augmenter:
         rules += [LabelledRule(t, False, f"{rung.id}/foreign", (), 0.4) for t in self._foreigners("", rng)]
         rules += self._checkable(rung.messages, rng)
         return Group(rung.id, (Example((rung.messages,), tuple(rules)),), tuple(orders))
+
+    def under_harms(self, rung: Rung) -> list[Group]:
+        """Return a rung's conversation under all of `baseline-harms`, where its level says whether it keeps them.
+
+        The mildest levels are about a grave topic and harmless: the answer is, and the question, unless it was refused.
+        """
+        grave = rung.level >= 5 and rung.category in _BASELINE
+        if not grave and rung.level > 1:
+            return []
+        rules = tuple(
+            LabelledRule(
+                text,
+                grave and name == _BASELINE[rung.category],
+                f"{rung.id}/harms/{name}",
+                (),
+                0.4 if not grave else 0.8 if name == _BASELINE[rung.category] else 0.0,
+            )
+            for name, text in self._harms.items()
+        )
+        views = [rung.messages]
+        if not grave and not rung.refusal and len(rung.messages) > 1 and rung.messages[-2].role == "user":
+            views.append(rung.messages[:-1])
+        return [Group(f"{rung.id}/harms-{i}", (Example((view,), rules, grave),)) for i, view in enumerate(views)]
 
     def _excused(self, rung: Rung, rng: random.Random) -> LabelledRule:
         """Return a guideline with a permission for the rung itself, or for a graver one only."""

@@ -63,12 +63,13 @@ class Ladder:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """A conversation whose last message sits at a level of a category; 0: near, no violation."""
+    """A conversation whose last message sits at a level of a category; 0: near, no violation, perhaps a refusal."""
 
     id: str
     category: str
     level: int
     messages: tuple[Message, ...]
+    refusal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,8 @@ def _ladder(row: dict[str, Any]) -> Ladder:
 
 
 def _rung(row: dict[str, Any]) -> Rung:
-    return Rung(row["id"], row["category"], row["level"], parse_messages(row["messages"]))
+    refusal = bool(row.get("refusal", False))
+    return Rung(row["id"], row["category"], row["level"], parse_messages(row["messages"]), refusal)
 
 
 def _transcript(row: dict[str, Any]) -> Transcript:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ PUBLIC_FILES: dict[str, tuple[str, int]] = {
     "red_instruct_prompts": ("Apache-2.0", 400),
     "harmful_prompts_misc": ("MIT", 300),
     "medsafetybench": ("MIT", 250),
-    "purplellama_frr_benign_cyber": ("MIT", 150),
+    "purplellama_frr_benign_cyber": ("MIT", 400),
     "inthewild_jailbreak_prompts": ("Apache-2.0 / MIT", 150),
     "openai_guardrails_jailbreak_demo": ("MIT", 100),
     "derta_malicious_pairs": ("MIT", 200),
@@ -42,7 +43,11 @@ _BASELINE = (
     "derta_malicious_pairs",
     "benign_conversations",
     "purplellama_frr_benign_cyber",
+    "pyrit_scorer_evals",
+    "medsafetybench",
 )
+# A set whose users' messages are harmless as well as the answers.
+_ORDINARY = "benign_conversations"
 # Wordings of one rule against all that is harmful.
 HARMFUL = (
     "Do not help with, encourage or take part in anything that could hurt people, is illegal, hateful, sexual or "
@@ -108,7 +113,20 @@ def read_public(folder: Path, ladders: Mapping[str, Ladder], seed: int) -> list[
             groups += taken
             if name in _BASELINE:
                 groups += [_under_baseline(group) for group in _balanced(taken)]
+            if name == _ORDINARY:
+                groups += [_under_baseline(group) for group in map(_question, taken) if group is not None]
     return groups
+
+
+def _question(group: Group) -> Group | None:
+    """Return the user's message that a harmless answer answers, as a harmless prompt.
+
+    Without them nearly every prompt that the built-in rules judge in training would be an attack.
+    """
+    (messages,) = group.examples[0].views
+    if len(messages) < 2 or messages[-2].role != "user":
+        return None
+    return Group(f"{group.id}/question", (replace(group.examples[0], views=(messages[:-1],)),))
 
 
 def _balanced(groups: Sequence[Group]) -> list[Group]:
