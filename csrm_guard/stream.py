@@ -182,6 +182,15 @@ class StreamGate(Generic[Chunk]):
         """Whether nothing more can leave: the upstream may be closed."""
         return bool(self._stopped) and len(self._stopped.keys() | self._done) >= self._choices
 
+    @property
+    def endings(self) -> tuple[Ending, ...]:
+        """What was done with each choice that was judged, so far."""
+        cut = {key[0] for key, lane in self._lanes.items() if any(out != lane.raw[p:q] for p, q, out in lane.pieces)}
+        return tuple(
+            self._stopped[i].ending if i in self._stopped else "redacted" if i in cut else "kept"
+            for i in sorted(self.verdicts)
+        )
+
     def push(self, gated: Gated[Chunk]) -> None:
         """Take a chunk."""
         placed = []

@@ -1,16 +1,23 @@
-"""Public fakes: models whose answers a test decides."""
+"""Public fakes: models whose answers a test decides, and a chat server on loopback that says what it is told."""
 
 from __future__ import annotations
 
+import json
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 
 from csrm_guard.errors import ScoringError
 from csrm_guard.model import Reading, ScoringRequest
 
-__all__ = ["KeywordRewardModel", "ScriptedRewardModel"]
+__all__ = ["ChatServer", "KeywordRewardModel", "Reply", "ScriptedRewardModel"]
 
 
 class KeywordRewardModel:
@@ -76,3 +83,177 @@ class ScriptedRewardModel:
         table = answer if isinstance(answer, dict) else {rule.id: answer for rule in request.rules}
         q = np.array([[table.get(rule.id, 0.0) for rule in request.rules]])
         return Reading(q, ((0, len(request.messages[-1].content)),))
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer of a `ChatServer`.
+
+    Attributes:
+        texts: one per choice.
+        tool_calls: (name, arguments) of the first choice.
+        refusal: of the first choice.
+        reasoning: of the first choice.
+        status: of the HTTP response; from 400 an error in OpenAI's form.
+        delay: seconds before the answer, and between streamed pieces.
+        piece: characters of a streamed piece.
+        broken_after: pieces after which the connection breaks off; None: it does not.
+    """
+
+    texts: tuple[str, ...] = ("",)
+    tool_calls: tuple[tuple[str, str], ...] = ()
+    refusal: str | None = None
+    reasoning: str | None = None
+    status: int = 200
+    delay: float = 0.0
+    piece: int = 7
+    broken_after: int | None = None
+
+
+class ChatServer:
+    """An OpenAI-compatible server on loopback: real HTTP, scripted answers. Use it in a `with` block.
+
+    Args:
+        replies: in the order of the calls; a string is a reply of one choice. The last one is repeated.
+
+    Attributes:
+        requests: bodies that were received.
+        streamed: pieces that were sent of each stream.
+        aborted: streams whose reader went away before their end.
+    """
+
+    def __init__(self, *replies: Reply | str) -> None:
+        self._replies = [Reply((reply,)) if isinstance(reply, str) else reply for reply in replies] or [Reply()]
+        self.requests: list[dict[str, Any]] = []
+        self.streamed: list[int] = []
+        self.aborted = 0
+        self._lock = threading.Lock()
+        chat = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:  # the name that the library asks for
+                chat._answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    @property
+    def url(self) -> str:
+        """The base URL for a client."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __enter__(self) -> ChatServer:
+        """Begin to serve."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
+        """Stop."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        with self._lock:
+            self.requests.append(body)
+            reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
+        time.sleep(reply.delay)
+        try:
+            if reply.status >= 400:
+                error = {"error": {"message": "scripted", "type": "server_error", "code": None, "param": None}}
+                _send_json(handler, error, reply.status)
+            elif body.get("stream"):
+                self._stream(handler, body, reply)
+            else:
+                _send_json(handler, _completion(body, reply))
+        except (BrokenPipeError, ConnectionResetError):
+            with self._lock:
+                self.aborted += 1
+
+    def _stream(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], reply: Reply) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.end_headers()
+        with self._lock:
+            self.streamed.append(0)
+            place = len(self.streamed) - 1
+        for event in _chunks(body, reply):
+            if reply.broken_after is not None and self.streamed[place] >= reply.broken_after:
+                return
+            handler.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            handler.wfile.flush()
+            self.streamed[place] += 1
+            time.sleep(reply.delay)
+        handler.wfile.write(b"data: [DONE]\n\n")
+
+
+_USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+
+
+def _send_json(handler: BaseHTTPRequestHandler, body: dict[str, Any], status: int = 200) -> None:
+    data = json.dumps(body).encode()
+    handler.send_response(status)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data)
+
+
+def _head(body: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": body.get("model", "scripted")}
+
+
+def _calls(reply: Reply) -> list[dict[str, Any]]:
+    return [
+        {"id": f"call_{i}", "type": "function", "function": {"name": name, "arguments": arguments}}
+        for i, (name, arguments) in enumerate(reply.tool_calls)
+    ]
+
+
+def _completion(body: dict[str, Any], reply: Reply) -> dict[str, Any]:
+    choices = []
+    for i, text in enumerate(reply.texts):
+        message: dict[str, Any] = {"role": "assistant", "content": text or None}
+        if i == 0 and reply.tool_calls:
+            message["tool_calls"] = _calls(reply)
+        if i == 0 and reply.refusal:
+            message["refusal"] = reply.refusal
+        if i == 0 and reply.reasoning:
+            message["reasoning_content"] = reply.reasoning
+        reason = "tool_calls" if message.get("tool_calls") else "stop"
+        choices.append({"index": i, "message": message, "finish_reason": reason, "logprobs": None})
+    return {**_head(body, "chat.completion"), "choices": choices, "usage": _USAGE}
+
+
+def _chunks(body: dict[str, Any], reply: Reply) -> list[dict[str, Any]]:
+    head = _head(body, "chat.completion.chunk")
+
+    def chunk(i: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        return {**head, "choices": [{"index": i, "delta": delta, "finish_reason": reason, "logprobs": None}]}
+
+    def cut(text: str) -> list[str]:
+        return [text[k : k + reply.piece] for k in range(0, len(text), reply.piece)]
+
+    lanes = [[chunk(i, {"role": "assistant", "content": ""})] for i in range(len(reply.texts))]
+    lanes[0] += [chunk(0, {"reasoning_content": text}) for text in cut(reply.reasoning or "")]
+    for i, text in enumerate(reply.texts):
+        lanes[i] += [chunk(i, {"content": piece}) for piece in cut(text)]
+    lanes[0] += [chunk(0, {"refusal": text}) for text in cut(reply.refusal or "")]
+    for k, call in enumerate(_calls(reply)):
+        named = {**call, "index": k, "function": {"name": call["function"]["name"], "arguments": ""}}
+        lanes[0].append(chunk(0, {"tool_calls": [named]}))
+        lanes[0] += [
+            chunk(0, {"tool_calls": [{"index": k, "function": {"arguments": piece}}]})
+            for piece in cut(call["function"]["arguments"])
+        ]
+    for i, lane in enumerate(lanes):
+        lane.append(chunk(i, {}, "tool_calls" if i == 0 and reply.tool_calls else "stop"))
+    mixed = [lane[k] for k in range(max(map(len, lanes))) for lane in lanes if k < len(lane)]
+    if (body.get("stream_options") or {}).get("include_usage"):
+        mixed.append({**head, "choices": [], "usage": _USAGE})
+    return mixed

@@ -1,0 +1,196 @@
+"""Guard an OpenAI-style client: `guard_client(OpenAI(), "support-desk")`.
+
+The client keeps its shape and returns the vendor's own objects. Its chat completions are judged before and after each
+call, streams while they run. Other endpoints that generate text (responses, completions, realtime) are refused, so that
+nothing leaves unjudged; what generates none (embeddings, files, models) passes through. Works with `OpenAI`,
+`AsyncOpenAI`, the Azure clients, and clients of the same make (the Stainless generator's).
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from csrm_guard import CsrmGuardError, Guard, Policy
+from csrm_guard.stream import Mode
+from csrm_guard_adapters.openai_calls import Endpoint, Format, OnBlock, Options, Wasted
+from csrm_guard_adapters.openai_chat import ChatFormat
+from csrm_guard_adapters.verdicts import Verdicts, verdicts_of
+
+__all__ = ["UnguardedEndpoint", "Verdicts", "guard_client", "verdicts_of", "wasted_by"]
+
+Client = TypeVar("Client")
+# Endpoints that generate text and that no format reads yet.
+_UNGUARDED = frozenset({"responses", "completions", "beta", "realtime", "images", "audio", "videos", "conversations"})
+
+
+class UnguardedEndpoint(CsrmGuardError, AttributeError):
+    """An endpoint of a guarded client would let text pass unjudged."""
+
+
+def guard_client(
+    client: Client,
+    guard: Guard | Policy | str | Path,
+    *,
+    on_block: OnBlock = "raise",
+    speculative: bool = False,
+    stream: Mode = "gated",
+    every: int = 400,
+) -> Client:
+    """Return the client with every call judged; the one given is not changed.
+
+    A call takes one more argument, `guard=`: another guard for this call, or None to switch it off.
+
+    Args:
+        client: an OpenAI-style client, synchronous or asynchronous.
+        guard: a guard, or what `Guard` takes: a policy, the name of a built-in one, a policy file.
+        on_block: under the action `block`, raise `csrm_guard.Blocked` or return the vendor's object with
+            finish_reason `content_filter` and the policy's fallback as its refusal. A stream that has begun ends in the
+            second way.
+        speculative: begin the call beside the judgement of the prompt, and cancel it where that blocks. A blocking call
+            cannot be interrupted: it ends in the background, and `wasted_by` counts it.
+        stream: `gated`: no unjudged character leaves; `sampled`: judged every `every` characters; `end`: judged once.
+        every: characters between judgements in mode `sampled`.
+    """
+    made = guard if isinstance(guard, Guard) else Guard(guard)
+    options = Options(made, on_block, speculative, stream, every)
+    return cast(Client, _Client(client, options))
+
+
+def wasted_by(client: object) -> Wasted:
+    """Return how many replies, and tokens, a guarded client asked for and did not use.
+
+    Raises:
+        TypeError: the client is not guarded.
+    """
+    options = getattr(client, "_csrm_options", None)
+    if not isinstance(options, Options):
+        raise TypeError("not a client that guard_client returned")
+    return options.wasted
+
+
+class _Around:
+    """Passes every attribute through, but those that a subclass defines."""
+
+    def __init__(self, inner: Any, options: Options) -> None:
+        self._inner, self._csrm_options = inner, options
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __dir__(self) -> list[str]:
+        return dir(self._inner)
+
+    def __repr__(self) -> str:
+        return f"guarded {self._inner!r}"
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Any]:
+        # isinstance(guarded, OpenAI) holds, as frameworks ask.
+        return type(self._inner)
+
+
+class _Client(_Around):
+    @property
+    def chat(self) -> Any:
+        return _Chat(self._inner.chat, self._csrm_options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _UNGUARDED:
+            raise UnguardedEndpoint(
+                f"client.{name} generates text that guard_client does not judge yet: use client.chat.completions, or "
+                "call the bare client and judge with Guard.check"
+            )
+        return getattr(self._inner, name)
+
+    @property
+    def with_raw_response(self) -> Any:
+        return type(self._inner.with_raw_response)(self)
+
+    @property
+    def with_streaming_response(self) -> Any:
+        return type(self._inner.with_streaming_response)(self)
+
+    def with_options(self, *args: Any, **kwargs: Any) -> Any:
+        return _Client(self._inner.with_options(*args, **kwargs), self._csrm_options)
+
+    def copy(self, *args: Any, **kwargs: Any) -> Any:
+        return _Client(self._inner.copy(*args, **kwargs), self._csrm_options)
+
+    def __enter__(self) -> Any:
+        self._inner.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._inner.__exit__(*exc)
+
+    async def __aenter__(self) -> Any:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        await self._inner.__aexit__(*exc)
+
+
+class _Chat(_Around):
+    @property
+    def completions(self) -> Any:
+        return _Resource(self._inner.completions, self._csrm_options, ChatFormat())
+
+    @property
+    def with_raw_response(self) -> Any:
+        return type(self._inner.with_raw_response)(self)
+
+    @property
+    def with_streaming_response(self) -> Any:
+        return type(self._inner.with_streaming_response)(self)
+
+
+class _Resource(_Around):
+    """Completions or responses: `create` and `parse` are guarded, `stream` runs over the guarded `create`."""
+
+    def __init__(self, inner: Any, options: Options, form: Format) -> None:
+        super().__init__(inner, options)
+        self._form = form
+
+    @property
+    def create(self) -> Any:
+        return self._guarded(self._inner.create)
+
+    @property
+    def parse(self) -> Any:
+        return self._guarded(self._inner.parse)
+
+    @property
+    def stream(self) -> Any:
+        # The vendor's own helper, with this object as its `self`: it calls the guarded `create`.
+        return type(self._inner).stream.__get__(self)
+
+    @property
+    def with_raw_response(self) -> Any:
+        return type(self._inner.with_raw_response)(self)
+
+    @property
+    def with_streaming_response(self) -> Any:
+        return type(self._inner.with_streaming_response)(self)
+
+    def _guarded(self, inner: Any) -> Any:
+        endpoint = Endpoint(inner, self._form, self._csrm_options)
+        # The vendor's coroutine functions hide behind plain decorators; its clients do not.
+        if _is_async(self._inner):
+
+            async def acall(**kwargs: Any) -> Any:
+                return await endpoint.acall(kwargs)
+
+            return acall
+
+        def call(**kwargs: Any) -> Any:
+            return endpoint.call(kwargs)
+
+        return call
+
+
+def _is_async(resource: Any) -> bool:
+    name = type(resource).__name__
+    return name.startswith("Async") or inspect.iscoroutinefunction(inspect.unwrap(resource.create))

@@ -1,0 +1,334 @@
+"""One guarded endpoint: the vendor's own function is called between two judgements, with and without asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+from openai import AsyncStream, Stream
+
+from csrm_guard import Blocked, Guard, Message, Verdict
+from csrm_guard.drivers import adrive, apump, drive, pump
+from csrm_guard.flow import Admission, Choice, Ending, Outcome, Request, admit, converse
+from csrm_guard.stream import Ended, Gated, Mode, Passed, StreamGate
+from csrm_guard_adapters.verdicts import Verdicts, attach, summarise
+
+__all__ = ["Endpoint", "Format", "OnBlock", "Options", "Wasted"]
+
+OnBlock: TypeAlias = Literal["raise", "return"]
+Views: TypeAlias = Sequence[tuple[Message, ...]]
+
+
+class Format(Protocol):
+    """How one endpoint's requests, replies and stream events are read and written."""
+
+    def prepared(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return arguments that can be read twice."""
+        ...
+
+    def messages(self, kwargs: dict[str, Any]) -> tuple[Message, ...]:
+        """Return the conversation that is sent."""
+        ...
+
+    def request(self, kwargs: dict[str, Any], request: Request) -> dict[str, Any]:
+        """Return the arguments with edits and feedback written in."""
+        ...
+
+    def choices(self, kwargs: dict[str, Any]) -> int:
+        """Return how many answers are asked for."""
+        ...
+
+    def read(self, reply: Any) -> list[Message]:
+        """Return the judged parts of a reply."""
+        ...
+
+    def write(self, reply: Any, choices: Sequence[Choice]) -> Any:
+        """Return the reply without what may not be seen."""
+        ...
+
+    def stopped(self, kwargs: dict[str, Any], ending: Ending, text: str) -> Any:
+        """Return what stands in for a call that was not made."""
+        ...
+
+    def gated(self, chunk: Any) -> Gated[Any]:
+        """Return a chunk with what it holds."""
+        ...
+
+    def passed(self, passed: Passed[Any]) -> Any:
+        """Return a chunk that may leave."""
+        ...
+
+    def ended(self, ended: Ended, last: Any, kwargs: dict[str, Any]) -> list[Any]:
+        """Return the chunks that end a choice."""
+        ...
+
+
+@dataclass(slots=True)
+class Wasted:
+    """Replies that were paid for and not used: of calls given up, and of answers asked for again."""
+
+    replies: int = 0
+    tokens: int = 0
+
+    def add(self, reply: Any) -> None:
+        """Count a reply."""
+        self.replies += 1
+        usage = getattr(reply, "usage", None)
+        self.tokens += getattr(usage, "total_tokens", 0) or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a client is guarded.
+
+    Attributes:
+        guard: judges; None: nothing is judged.
+        on_block: raise `Blocked`, or return the vendor's object with finish_reason `content_filter`.
+        speculative: begin the call beside the judgement of the prompt.
+        stream: when streamed text leaves.
+        every: characters between judgements in stream mode `sampled`.
+        wasted: counts replies that are not used.
+    """
+
+    guard: Guard | None
+    on_block: OnBlock = "raise"
+    speculative: bool = False
+    stream: Mode = "gated"
+    every: int = 400
+    wasted: Wasted = field(default_factory=Wasted)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A vendor's function with its format."""
+
+    inner: Callable[..., Any]
+    form: Format
+    options: Options
+
+    def call(self, kwargs: dict[str, Any]) -> Any:
+        """Make a guarded call in this thread."""
+        guard, kwargs = self._begin(kwargs)
+        if guard is None:
+            return self.inner(**kwargs)
+        messages = self.form.messages(kwargs)
+
+        def ask(request: Request) -> Any:
+            return self.inner(**self.form.request(kwargs, request))
+
+        if kwargs.get("stream") is True:
+            flow = admit(guard.policy, messages, speculative=self.options.speculative)
+            admission = drive(flow, guard.score, ask, self._discard)
+            return self._stream(guard, messages, admission, kwargs)
+        talk = converse(guard.policy, messages, self._read, speculative=self.options.speculative)
+        return self._answer(guard, drive(talk, guard.score, ask, self._discard), kwargs)
+
+    async def acall(self, kwargs: dict[str, Any]) -> Any:
+        """Make a guarded call in asyncio."""
+        guard, kwargs = self._begin(kwargs)
+        if guard is None:
+            return await self.inner(**kwargs)
+        messages = self.form.messages(kwargs)
+
+        async def ask(request: Request) -> Any:
+            reply = await self.inner(**self.form.request(kwargs, request))
+            return await _body(reply)
+
+        if kwargs.get("stream") is True:
+            flow = admit(guard.policy, messages, speculative=self.options.speculative)
+            admission = await adrive(flow, _judge(guard), ask, self._adiscard)
+            return self._astream(guard, messages, admission, kwargs)
+        talk = converse(guard.policy, messages, self._read, speculative=self.options.speculative)
+        return self._answer(guard, await adrive(talk, _judge(guard), ask, self._adiscard), kwargs)
+
+    def _begin(self, kwargs: dict[str, Any]) -> tuple[Guard | None, dict[str, Any]]:
+        kwargs = dict(kwargs)
+        guard = kwargs.pop("guard", self.options.guard)
+        if guard is not None and not isinstance(guard, Guard):
+            raise TypeError(f"guard: a Guard, or None to switch it off for this call, not {type(guard).__name__}")
+        return guard, self.form.prepared(kwargs) if guard is not None else kwargs
+
+    def _read(self, reply: Any) -> list[Message]:
+        return self.form.read(_parsed(reply))
+
+    def _answer(self, guard: Guard, outcome: Outcome[Any], kwargs: dict[str, Any]) -> Any:
+        for reply in outcome.discarded:
+            self.options.wasted.add(_parsed(reply))
+        blocked = outcome.blocked
+        if blocked is not None and self.options.on_block == "raise":
+            raise Blocked(blocked)
+        if outcome.reply is None:
+            found = self.form.stopped(kwargs, outcome.admission.ending, guard.policy.defaults.fallback)
+        elif _parsed(outcome.reply) is outcome.reply:
+            found = self.form.write(outcome.reply, outcome.choices)
+        else:
+            # Its bytes cannot be changed: what may not be seen whole is not handed out.
+            changed = next((c.verdict for c in outcome.choices if c.ending != "kept"), None)
+            if changed is not None:
+                raise Blocked(changed)
+            found = outcome.reply.response if isinstance(outcome.reply, _Read) else outcome.reply
+        attach(found, summarise(outcome))
+        return found
+
+    def _stream(self, guard: Guard, messages: tuple[Message, ...], admission: Admission[Any], kwargs: Any) -> Any:
+        if admission.stopped is not None:
+            return self._instead(Stream, guard, admission, kwargs)
+        stream, gate = _parsed(admission.reply), self._gate(guard, _sent(messages, admission), kwargs)
+        upstream = _iterator(stream)
+
+        def events() -> Iterator[Any]:
+            last = None
+            try:
+                for out in pump(gate, guard.score, map(self.form.gated, upstream)):
+                    last = out.chunk if isinstance(out, Passed) else last
+                    yield from self._out(out, last, kwargs)
+                    attach(stream, _so_far(admission, gate))
+            finally:
+                _close(stream)
+
+        stream._iterator = events()
+        attach(stream, _so_far(admission, gate))
+        return admission.reply
+
+    def _astream(self, guard: Guard, messages: tuple[Message, ...], admission: Admission[Any], kwargs: Any) -> Any:
+        if admission.stopped is not None:
+            return self._instead(AsyncStream, guard, admission, kwargs)
+        stream, gate = _parsed(admission.reply), self._gate(guard, _sent(messages, admission), kwargs)
+        upstream = _iterator(stream)
+
+        async def gated() -> AsyncIterator[Gated[Any]]:
+            async for chunk in upstream:
+                yield self.form.gated(chunk)
+
+        async def events() -> AsyncIterator[Any]:
+            last = None
+            try:
+                async for out in apump(gate, _judge(guard), gated()):
+                    last = out.chunk if isinstance(out, Passed) else last
+                    for event in self._out(out, last, kwargs):
+                        yield event
+                    attach(stream, _so_far(admission, gate))
+            finally:
+                await _aclose(stream)
+
+        stream._iterator = events()
+        attach(stream, _so_far(admission, gate))
+        return admission.reply.response if isinstance(admission.reply, _Read) else admission.reply
+
+    def _gate(self, guard: Guard, sent: tuple[Message, ...], kwargs: dict[str, Any]) -> StreamGate[Any]:
+        options = self.options
+        return StreamGate(
+            guard.policy, sent, mode=options.stream, every=options.every, choices=self.form.choices(kwargs)
+        )
+
+    def _out(self, out: Passed[Any] | Ended, last: Any, kwargs: dict[str, Any]) -> list[Any]:
+        return [self.form.passed(out)] if isinstance(out, Passed) else self.form.ended(out, last, kwargs)
+
+    def _instead(self, kind: type[Any], guard: Guard, admission: Admission[Any], kwargs: dict[str, Any]) -> Any:
+        """Return the stream that stands in for a call that was not made."""
+        assert admission.stopped is not None
+        if admission.ending == "blocked" and self.options.on_block == "raise":
+            raise Blocked(admission.stopped)
+        ended = Ended(0, admission.stopped, admission.ending, guard.policy.defaults.fallback)
+        found = _replayed(kind, self.form.ended(ended, None, kwargs))
+        attach(found, Verdicts(prompt=admission.verdicts, endings=(admission.ending,)))
+        return found
+
+    def _discard(self, reply: Any) -> None:
+        self.options.wasted.add(_parsed(reply))
+        _close(_parsed(reply))
+
+    async def _adiscard(self, reply: Any) -> None:
+        self.options.wasted.add(_parsed(reply))
+        await _aclose(_parsed(reply))
+
+
+def _judge(guard: Guard) -> Callable[[Views], Awaitable[list[Verdict]]]:
+    async def judge(views: Views) -> list[Verdict]:
+        return await asyncio.to_thread(guard.score, views)
+
+    return judge
+
+
+def _sent(messages: tuple[Message, ...], admission: Admission[Any]) -> tuple[Message, ...]:
+    return tuple(
+        Message(m.role, admission.edits.get(i, m.content), m.tool_calls, m.unread) for i, m in enumerate(messages)
+    )
+
+
+def _so_far(admission: Admission[Any], gate: StreamGate[Any]) -> Verdicts:
+    found = tuple(gate.verdicts[i] for i in sorted(gate.verdicts))
+    return Verdicts(admission.verdicts, found, gate.endings)
+
+
+def _parsed(reply: Any) -> Any:
+    """Return what a raw response holds; anything else as it is."""
+    return reply.parse() if hasattr(reply, "http_response") and callable(getattr(reply, "parse", None)) else reply
+
+
+async def _body(reply: Any) -> Any:
+    """Read an asynchronous raw response, so that `parse` answers at once."""
+    if hasattr(reply, "http_response") and asyncio.iscoroutinefunction(getattr(reply, "parse", None)):
+        return _Read(reply, await reply.parse())
+    return reply
+
+
+class _Read:
+    """An asynchronous raw response whose body was read."""
+
+    def __init__(self, response: Any, body: Any) -> None:
+        self.response, self._body, self.http_response = response, body, response.http_response
+
+    def parse(self) -> Any:
+        return self._body
+
+
+def _iterator(stream: Any) -> Any:
+    if not hasattr(stream, "_iterator"):
+        raise TypeError(
+            f"stream of type {type(stream).__module__}.{type(stream).__name__}: not of the OpenAI client's shape; "
+            "use csrm_guard.drivers.pump with it"
+        )
+    return stream._iterator
+
+
+def _replayed(kind: type[Any], events: list[Any]) -> Any:
+    """Return a vendor's stream over events that are there already."""
+    stream: Any = object.__new__(kind)
+    stream.response = _Nothing()
+    if kind is Stream:
+        stream._iterator = iter(events)
+    else:
+
+        async def replay() -> AsyncIterator[Any]:
+            for event in events:
+                yield event
+
+        stream._iterator = replay()
+    return stream
+
+
+class _Nothing:
+    """Stands where no response was received."""
+
+    def close(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+
+def _close(found: Any) -> None:
+    with suppress(AttributeError):
+        found.close()
+
+
+async def _aclose(found: Any) -> None:
+    close = getattr(found, "close", None)
+    if close is not None:
+        waiting = close()
+        if asyncio.iscoroutine(waiting):
+            await waiting
