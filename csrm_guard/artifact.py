@@ -31,6 +31,7 @@ class Manifest(BaseModel):
         tokenizer: the tokenizer file.
         cls, sep: the tokens that open a rule and every other piece.
         precision: of the weights, `int8` or `fp32`.
+        layout: how the graph is fed, see `csrm_guard.graphs`.
         opset: of the graph.
         limits: how many tokens the model reads at once.
         calibration: from logits to probabilities.
@@ -49,6 +50,7 @@ class Manifest(BaseModel):
     cls: str = "[CLS]"
     sep: str = "[SEP]"
     precision: Literal["int8", "fp32"]
+    layout: Literal["packed", "split"] = "packed"
     opset: int
     limits: Limits
     calibration: Calibration = Calibration()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from csrm_guard.messages import Message
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["CONTEXT", "FIRST_RULE", "JUDGED", "ConversationIds", "Encoder", "Limits", "Window"]
 
 CONTEXT, JUDGED, FIRST_RULE = 0, 1, 2
+_STEP = 64
+_PIECES_CACHED = 512
+_PIECE_CHARS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,7 @@ class Encoder:
         self.limits = limits
         self.cls = _special(tokenizer, cls)
         self.sep = _special(tokenizer, sep)
+        self._known = lru_cache(maxsize=_PIECES_CACHED)(lambda text: tuple(self._ids(text)))
 
     def conversation(self, messages: Sequence[Message]) -> ConversationIds:
         """Return the windows over the last message, each with the context that fits."""
@@ -106,12 +111,15 @@ class Encoder:
         head = [self.sep, *self._ids(label)]
         encoding = self._tokenizer.encode(body, add_special_tokens=False)
         ids, offsets = encoding.ids, encoding.offsets
-        pieces = [[self.sep, *self._ids(render_context(m))] for m in messages[:-1]]
+        pieces = [(self.sep, *self._piece(render_context(m))) for m in messages[:-1]]
         context = [token for piece in pieces for token in piece]
         size = self.limits.judged - len(head)
         spans = _spans(len(ids), size, min(self.limits.stride, size))
         widest = max(stop - start for start, stop in spans) + len(head)
         room = self.limits.conversation - widest
+        if len(context) > room:
+            # In steps, so that candidates of unlike length share the prompt that is left.
+            room -= room % _STEP if room > _STEP else 0
         kept = tuple(context[len(context) - room :] if len(context) > room else context)
         windows = tuple(Window(kept, (*head, *ids[i:j]), *_characters(offsets, i, j)) for i, j in spans)
         return ConversationIds(windows, len(ids), len(context), len(kept))
@@ -149,6 +157,10 @@ class Encoder:
         size = self.limits.rule - len(tail) - 2
         stride = min(self.limits.rule_stride, max(size * 3 // 4, 1))
         return [(self.cls, *body[i:j], *tail, self.sep) for i, j in _spans(len(body), size, stride)]
+
+    def _piece(self, text: str) -> tuple[int, ...]:
+        """Return the ids of an earlier turn, which comes again with each next one."""
+        return self._known(text) if len(text) <= _PIECE_CHARS else tuple(self._ids(text))
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

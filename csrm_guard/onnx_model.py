@@ -1,10 +1,11 @@
-"""Score with ONNX Runtime: tokenise, pack, run, calibrate."""
+"""Score with ONNX Runtime: tokenise, run, calibrate."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from csrm_guard.artifact import DEFAULT_ARTIFACT, Manifest, read_manifest
 from csrm_guard.encoding import ConversationIds, Encoder
 from csrm_guard.errors import ArtifactError, RuntimeMissing, ScoringError
+from csrm_guard.graphs import Graph, PackedGraph, SplitGraph
 from csrm_guard.messages import stages_of
 from csrm_guard.model import Reading, ScoringRequest
-from csrm_guard.packing import Packed, collate, pack, split_rules
+from csrm_guard.prefixes import PrefixCache
 from csrm_guard.template import render_rule
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["OnnxRewardModel"]
 
 _RULES_CACHED = 4096
+# About 3,500 tokens of the shipped model.
+PREFIX_BYTES = 64 << 20
 _MISSING = 'ONNX Runtime is not installed: pip install "csrm-guard[cpu]" (or "csrm-guard[gpu]" on a machine with CUDA)'
 
 
@@ -40,16 +44,6 @@ class _Chunk:
     ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Sequence:
-    """A packed sequence and where its logits belong."""
-
-    request: int
-    window: int
-    chunks: tuple[_Chunk, ...]
-    packed: Packed
-
-
 class OnnxRewardModel:
     """A model directory at work. Safe to share between threads and across forks after use.
 
@@ -57,13 +51,21 @@ class OnnxRewardModel:
         manifest: what the directory holds, already checked.
         encoder: its tokenizer at work.
         session: its graph at work.
+        prefix_bytes: for prompts that are read again, see `csrm_guard.prefixes`; 0: none is kept.
     """
 
-    def __init__(self, manifest: Manifest, encoder: Encoder, session: InferenceSession) -> None:
+    def __init__(
+        self, manifest: Manifest, encoder: Encoder, session: InferenceSession, *, prefix_bytes: int = PREFIX_BYTES
+    ) -> None:
         self.manifest = manifest
         self._id = manifest.id
         self._encoder = encoder
         self._session = session
+        self._prefixes = PrefixCache(prefix_bytes)
+        split = manifest.layout == "split"
+        self._graph: Graph = (
+            SplitGraph(session, self._prefixes) if split else PackedGraph(session, manifest.limits.sequence)
+        )
         self._rule_ids = lru_cache(maxsize=_RULES_CACHED)(self._encode_rule)
 
     @classmethod
@@ -73,6 +75,7 @@ class OnnxRewardModel:
         *,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
+        prefix_bytes: int = PREFIX_BYTES,
     ) -> OnnxRewardModel:
         """Load a model directory that csrm-export wrote.
 
@@ -80,6 +83,7 @@ class OnnxRewardModel:
             folder: the directory.
             threads: threads of one run; None: one per core.
             providers: execution providers, the first that works is used; None: the CPU.
+            prefix_bytes: for prompts that are read again; 0: none is kept.
 
         Raises:
             ArtifactError: the directory is incomplete, altered or of another version.
@@ -89,7 +93,7 @@ class OnnxRewardModel:
         manifest = read_manifest(folder)
         encoder = _load_encoder(folder, manifest)
         session = _load_session(folder / manifest.graph, threads, providers)
-        return cls(manifest, encoder, session)
+        return cls(manifest, encoder, session, prefix_bytes=prefix_bytes)
 
     @classmethod
     def default(cls) -> OnnxRewardModel:
@@ -106,6 +110,21 @@ class OnnxRewardModel:
     def id(self) -> str:
         """Name and content hash of the model."""
         return self._id
+
+    @property
+    def graph(self) -> Graph:
+        """The graph, for parity checks and benchmarks: token ids in, raw logits out."""
+        return self._graph
+
+    @property
+    def encoder(self) -> Encoder:
+        """The tokenizer at work."""
+        return self._encoder
+
+    @property
+    def prefixes(self) -> PrefixCache:
+        """Prompts that were read again."""
+        return self._prefixes
 
     @property
     def providers(self) -> list[str]:
@@ -132,21 +151,18 @@ class OnnxRewardModel:
         """
         began = time.perf_counter()
         conversations = [self._encoder.conversation(request.messages) for request in requests]
-        sequences = [
-            sequence
-            for index, request in enumerate(requests)
-            for sequence in self._sequences(index, request, conversations[index])
-        ]
+        rules = [self._chunks(request) for request in requests]
+        contexts = Counter(window.context for c in conversations for window in c.windows)
         encoded = time.perf_counter()
-        logits = self._run(sequences)
+        logits = [
+            self._logits(conversation, chunks, contexts)
+            for conversation, chunks in zip(conversations, rules, strict=True)
+        ]
         done = time.perf_counter()
         share = max(len(requests), 1)
         return [
             Reading(
-                q=self.manifest.calibration.q(
-                    self._gather(index, request, conversation, sequences, logits),
-                    stages_of(request.messages[-1])[0],
-                ),
+                q=self.manifest.calibration.q(z, stages_of(request.messages[-1])[0]),
                 spans=tuple((w.start, w.end) for w in conversation.windows),
                 judged_tokens=conversation.judged_tokens,
                 context_tokens=conversation.context_tokens,
@@ -154,62 +170,39 @@ class OnnxRewardModel:
                 tokenise=(encoded - began) / share,
                 run=(done - encoded) / share,
             )
-            for index, (request, conversation) in enumerate(zip(requests, conversations, strict=True))
+            for request, conversation, z in zip(requests, conversations, logits, strict=True)
         ]
 
     def _encode_rule(self, text: str, permits: tuple[str, ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
         return tuple(tuple(chunks) for chunks in self._encoder.rule(text, permits))
 
-    def _sequences(self, index: int, request: ScoringRequest, conversation: ConversationIds) -> list[_Sequence]:
+    def _chunks(self, request: ScoringRequest) -> list[_Chunk]:
         permits = tuple(rule.text for rule in request.permits)
-        chunks = [
+        return [
             _Chunk(r, a, ids)
             for r, rule in enumerate(request.rules)
             for a, alternative in enumerate(self._rule_ids(render_rule(rule), permits))
             for ids in alternative
         ]
-        found = []
-        for w, window in enumerate(conversation.windows):
-            room = self._encoder.limits.sequence - len(window.context) - len(window.judged)
-            for start, stop in split_rules([chunk.ids for chunk in chunks], room=room):
-                part = tuple(chunks[start:stop])
-                found.append(_Sequence(index, w, part, pack(window, [c.ids for c in part])))
-        return found
 
-    def _run(self, sequences: Sequence[_Sequence]) -> list[NDArray[np.float32]]:
-        """Return the logits of each sequence's rules.
-
-        One sequence a run: int8 takes the range of activations from all that runs together, so
-        that in a batch a row's q would move with its neighbours, and two cores are busy anyway.
-        """
-        logits: list[NDArray[np.float32]] = []
-        for sequence in sequences:
-            batch = collate([sequence.packed])
-            feed = {"ids": batch.ids, "blocks": batch.blocks, "positions": batch.positions, "heads": batch.heads}
+    def _logits(
+        self, conversation: ConversationIds, chunks: Sequence[_Chunk], contexts: Counter[tuple[int, ...]]
+    ) -> NDArray[np.float64]:
+        """Return raw logits (W, R): largest over a rule's chunks, smallest over alternatives."""
+        shape = 1 + max(c.rule for c in chunks), 1 + max(c.alternative for c in chunks)
+        table = np.full((len(conversation.windows), *shape), -np.inf)
+        ids = [chunk.ids for chunk in chunks]
+        for row, window in zip(table, conversation.windows, strict=True):
             try:
-                logits.append(self._session.run(["logits"], feed)[0][0])  # (R,)
+                values = self._graph.read(window, ids, shared=contexts[window.context] > 1)
             except Exception as exc:
                 # ONNX Runtime raises its own unexported types; a caller gets one named error.
                 raise ScoringError(f"model {self.id} failed to run: {exc}") from exc
-        return logits
-
-    def _gather(
-        self,
-        index: int,
-        request: ScoringRequest,
-        conversation: ConversationIds,
-        sequences: Sequence[_Sequence],
-        logits: Sequence[NDArray[np.float32]],
-    ) -> NDArray[np.float64]:
-        """Return raw logits (W, R): largest over a rule's chunks, smallest over alternatives."""
-        mine = [(s, z) for s, z in zip(sequences, logits, strict=True) if s.request == index]
-        alternatives = 1 + max((c.alternative for s, _ in mine for c in s.chunks), default=0)
-        table = np.full((len(conversation.windows), len(request.rules), alternatives), -np.inf)
-        for sequence, values in mine:
-            for chunk, value in zip(sequence.chunks, values, strict=True):
-                place = sequence.window, chunk.rule, chunk.alternative
-                table[place] = max(table[place], float(value))
-        found: NDArray[np.float64] = table.min(axis=2)
+            for chunk, value in zip(chunks, values, strict=True):
+                place = chunk.rule, chunk.alternative
+                row[place] = max(row[place], float(value))
+        # An alternative that a rule does not have stands at -inf; it has at least one.
+        found: NDArray[np.float64] = np.where(np.isneginf(table), np.inf, table).min(axis=2)
         return found
 
 

@@ -16,12 +16,15 @@ from csrm_guard.calibration import Calibration
 from csrm_guard.messages import Stage, stages_of
 from csrm_guard.model import ScoringRequest
 from csrm_guard.onnx_model import OnnxRewardModel
+from csrm_guard.packing import collate, pack
 from csrm_guard.rows import Row, parse_row, views
 from csrm_guard.template import TEMPLATE_VERSION
 from csrm_guard_export.calibrate import Choice, best_method, fit_calibration, report
 from csrm_guard_export.onnx import OPSET, export_onnx
-from csrm_guard_export.parity import compare_int8, golden_batches, require_fp32
+from csrm_guard_export.parity import compare_int8, golden, require_fp32
 from csrm_guard_export.quantize import quantize
+from csrm_guard_export.ranges import observe
+from csrm_guard_export.split import can_split, write_split
 from csrm_guard_train.checkpoint import Trained, load_checkpoint
 from csrm_guard_train.families import special_tokens
 
@@ -30,6 +33,7 @@ __all__ = ["build"]
 Precision = Literal["int8", "fp32"]
 Floats = NDArray[np.float64]
 _RAW = Calibration(method="temperature")
+_OBSERVED = 256
 
 
 def build(
@@ -63,10 +67,11 @@ def build(
     with tempfile.TemporaryDirectory(dir=_parent(out)) as tmp:
         fp32, folder = Path(tmp) / "fp32", Path(tmp) / "out"
         say("tracing the graph")
-        exact_graph = _lay_out(trained, fp32, name, "fp32")
+        exact_graph = _lay_out(trained, fp32, name)
         # The reference is the model as it was trained, not the one rearranged for tracing.
         reference = load_checkpoint(checkpoint).model
-        difference = require_fp32(reference, exact_graph, golden_batches(rows[:24], trained.encoder))
+        graph = OnnxRewardModel.load(fp32).graph
+        difference = require_fp32(reference, graph, golden(rows[:24], trained.encoder))
         say(f"fp32 graph agrees with torch within {difference:.1e}")
         parity: dict[str, Any] = {"fp32_max_abs_logit_difference": difference}
         exact = _logits(fp32, rows)
@@ -74,7 +79,7 @@ def build(
         if precision == "int8":
             folder.mkdir()
             say("quantizing")
-            quantize(exact_graph, folder / "model.onnx")
+            _quantize(trained, rows, exact_graph, folder / "model.onnx")
             shutil.copy(fp32 / "tokenizer.json", folder)
             _write(folder, trained, name, precision, _RAW, {}, {})
             logits = _logits(folder, rows)
@@ -112,12 +117,25 @@ def _parent(out: Path) -> Path:
     return out.parent
 
 
-def _lay_out(trained: Trained, folder: Path, name: str, precision: Precision) -> Path:
+def _lay_out(trained: Trained, folder: Path, name: str) -> Path:
     folder.mkdir()
-    export_onnx(trained.model, folder / "model.onnx", trained.recipe.limits)
+    if can_split(trained.model):
+        write_split(trained.model, folder / "model.onnx")
+    else:
+        export_onnx(trained.model, folder / "model.onnx", trained.recipe.limits)
     trained.tokenizer.save(str(folder / "tokenizer.json"))
-    _write(folder, trained, name, precision, _RAW, {}, {})
+    _write(folder, trained, name, "fp32", _RAW, {}, {})
     return folder / "model.onnx"
+
+
+def _quantize(trained: Trained, rows: Sequence[Row], exact: Path, target: Path) -> None:
+    if not can_split(trained.model):
+        quantize(exact, target)
+        return
+    # Every n-th row: held-out rows stand in order of their source.
+    some = golden(rows[:: max(len(rows) // _OBSERVED, 1)], trained.encoder)
+    seen = observe(trained.model, (collate([pack(window, rules)]) for window, rules in some))
+    write_split(trained.model, target, seen)
 
 
 def _write(
@@ -138,6 +156,7 @@ def _write(
         template=TEMPLATE_VERSION,
         files=files,
         precision=precision,
+        layout="split" if can_split(trained.model) else "packed",
         opset=OPSET,
         limits=trained.recipe.limits,
         calibration=calibration,

@@ -3,57 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from csrm_guard.encoding import Encoder
-from csrm_guard.packing import Batch, collate, pack
+from csrm_guard.encoding import Encoder, Window
+from csrm_guard.graphs import Graph
+from csrm_guard.packing import collate, pack
 from csrm_guard.rows import Row, views
 from csrm_guard.template import render_rule
 from csrm_guard_export.onnx import INPUTS
 from csrm_guard_train.metrics import auroc
 from csrm_guard_train.model import RuleReader
 
-__all__ = ["FP32_TOLERANCE", "ParityError", "compare_int8", "golden_batches", "require_fp32"]
+__all__ = ["FP32_TOLERANCE", "Golden", "ParityError", "compare_int8", "golden", "require_fp32"]
 
 FP32_TOLERANCE = 1e-4
+Golden: TypeAlias = tuple[Window, list[tuple[int, ...]]]
 
 
 class ParityError(Exception):
     """A graph does not score as its checkpoint does; nothing is shipped."""
 
 
-def golden_batches(rows: Sequence[Row], encoder: Encoder, *, size: int = 4) -> list[Batch]:
-    """Return padded batches of unlike lengths made from rows with their policies."""
-    packed = []
+def golden(rows: Sequence[Row], encoder: Encoder) -> list[Golden]:
+    """Return windows with rules, made from rows with their policies."""
+    found = []
     for row in rows:
         assert row.policy is not None, row.id
         view = views(row.messages, row.scope)[-1]
         window = encoder.conversation(view).windows[0]
-        packed.append(pack(window, [encoder.rule(render_rule(rule))[0][0] for rule in row.policy.rules]))
-    return [collate(packed[i : i + size]) for i in range(0, len(packed), size)]
+        found.append((window, [encoder.rule(render_rule(rule))[0][0] for rule in row.policy.rules]))
+    return found
 
 
-def require_fp32(model: RuleReader, graph: Path, batches: Sequence[Batch]) -> float:
+def require_fp32(model: RuleReader, graph: Graph, inputs: Sequence[Golden]) -> float:
     """Return the largest logit difference between torch and the fp32 graph.
 
     Raises:
         ParityError: it exceeds `FP32_TOLERANCE`.
     """
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     worst = 0.0
-    for batch in batches:
-        theirs = session.run(["logits"], {name: getattr(batch, name) for name in INPUTS})[0]
+    for window, rules in inputs:
+        batch = collate([pack(window, rules)])
         with torch.no_grad():
-            ours = model(*(torch.from_numpy(getattr(batch, name)) for name in INPUTS)).numpy()
-        worst = max(worst, float(np.abs(ours - theirs).max()))
+            ours = model(*(torch.from_numpy(getattr(batch, name)) for name in INPUTS)).numpy()[0]
+        worst = max(worst, float(np.abs(ours - graph.read(window, rules)).max()))
     if worst > FP32_TOLERANCE:
-        raise ParityError(f"{graph}: logits differ by {worst:.2e} from torch, over {FP32_TOLERANCE:.0e}")
+        raise ParityError(f"the graph's logits differ by {worst:.2e} from torch, over {FP32_TOLERANCE:.0e}")
     return worst
 
 

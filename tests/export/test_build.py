@@ -7,13 +7,15 @@ import pytest
 from typer.testing import CliRunner
 
 from csrm_guard.artifact import Manifest
+from csrm_guard.graphs import PackedGraph
 from csrm_guard.guard import Guard
 from csrm_guard.onnx_model import OnnxRewardModel
 from csrm_guard.rows import parse_row
 from csrm_guard_export.__main__ import app
 from csrm_guard_export.build import build
 from csrm_guard_export.onnx import export_onnx
-from csrm_guard_export.parity import ParityError, golden_batches, require_fp32
+from csrm_guard_export.parity import ParityError, require_fp32
+from csrm_guard_export.parity import golden as inputs
 from csrm_guard_train.checkpoint import Trained, load_checkpoint
 from csrm_guard_train.predict import predict
 
@@ -40,19 +42,23 @@ def fp32_graph(checkpoint: Path, trained: Trained, tmp_path_factory: pytest.Temp
     return path
 
 
+def packed(path: Path) -> PackedGraph:
+    return PackedGraph(onnxruntime.InferenceSession(str(path)), 768)
+
+
 def golden(trained: Trained):
-    return golden_batches([parse_row(r, "here") for r in trained.held_out[:12]], trained.encoder)
+    return inputs([parse_row(r, "here") for r in trained.held_out[:12]], trained.encoder)
 
 
 def test_the_fp32_graph_agrees_with_torch(trained: Trained, fp32_graph: Path):
-    assert require_fp32(trained.model, fp32_graph, golden(trained)) <= 1e-4
+    assert require_fp32(trained.model, packed(fp32_graph), golden(trained)) <= 1e-4
 
 
 def test_a_graph_of_other_weights_is_refused(trained: Trained, fp32_graph: Path):
     other = load_checkpoint_copy(trained)
     other.out.bias.data += 1.0
     with pytest.raises(ParityError, match="differ by"):
-        require_fp32(other, fp32_graph, golden(trained))
+        require_fp32(other, packed(fp32_graph), golden(trained))
 
 
 def load_checkpoint_copy(trained: Trained):
