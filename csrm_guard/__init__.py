@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         CsrmGuardError,
         DeadlineExceeded,
         MessageError,
+        Overloaded,
         PolicyError,
         ScoringError,
     )
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from csrm_guard.policy import Policy, Rule
     from csrm_guard.ranking import Ranking
     from csrm_guard.sampling import abest_of_n, best_of_n
+    from csrm_guard.scheduler import Priority, Scheduler, prioritised
     from csrm_guard.verdict import RuleResult, Verdict
 
 __all__ = [
@@ -42,19 +44,23 @@ __all__ = [
     "Message",
     "MessageError",
     "OnnxRewardModel",
+    "Overloaded",
     "Policy",
     "PolicyError",
+    "Priority",
     "Ranking",
     "Reading",
     "RewardModel",
     "Rule",
     "RuleResult",
+    "Scheduler",
     "ScoringError",
     "ScoringRequest",
     "ToolCall",
     "Verdict",
     "abest_of_n",
     "best_of_n",
+    "prioritised",
 ]
 
 __version__ = "0.1.0"
@@ -70,19 +76,23 @@ _HOMES = {
     "Message": "messages",
     "MessageError": "errors",
     "OnnxRewardModel": "onnx_model",
+    "Overloaded": "errors",
     "Policy": "policy",
     "PolicyError": "errors",
+    "Priority": "scheduler",
     "Ranking": "ranking",
     "Reading": "model",
     "RewardModel": "model",
     "Rule": "policy",
     "RuleResult": "verdict",
+    "Scheduler": "scheduler",
     "ScoringError": "errors",
     "ScoringRequest": "model",
     "ToolCall": "messages",
     "Verdict": "verdict",
     "abest_of_n": "sampling",
     "best_of_n": "sampling",
+    "prioritised": "scheduler",
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from csrm_guard.flow import Cancel, Finish, Request, Start, Step
 from csrm_guard.messages import Message
+from csrm_guard.scheduler import Priority, prioritised
 from csrm_guard.steps import Judge
 from csrm_guard.stream import Ended, Gated, Passed, StreamGate
 from csrm_guard.verdict import Verdict
@@ -164,7 +165,9 @@ async def apump(
     async for gated in upstream:
         gate.push(gated)
         while views := gate.due():
-            gate.settle(await judge(views))
+            with prioritised(Priority.STREAM):
+                verdicts = await judge(views)
+            gate.settle(verdicts)
         gate.settle(())
         for passed in gate.ready():
             yield passed
@@ -172,7 +175,9 @@ async def apump(
             return
     gate.finish()
     while views := gate.due():
-        gate.settle(await judge(views))
+        with prioritised(Priority.STREAM):
+            verdicts = await judge(views)
+        gate.settle(verdicts)
     gate.settle(())
     for passed in gate.ready():
         yield passed
@@ -180,6 +185,8 @@ async def apump(
 
 def _let_out(gate: StreamGate[Chunk], judge: Callable[[Views], list[Verdict]]) -> Iterator[Passed[Chunk] | Ended]:
     while views := gate.due():
-        gate.settle(judge(views))
+        with prioritised(Priority.STREAM):
+            verdicts = judge(views)
+        gate.settle(verdicts)
     gate.settle(())  # a choice without text ends without a judgement
     yield from gate.ready()

@@ -8,6 +8,7 @@
   - RuntimeMissing   the inference runtime is not installed
   - ScoringError     the model could not score
     + DeadlineExceeded   it did not answer in time
+    + Overloaded         too much waits for it already
   - RowError         a row of a JSONL file is wrong
   - Blocked          the guard said no (carries the Verdict)
 """
@@ -26,6 +27,7 @@ __all__ = [
     "DeadlineExceeded",
     "DocumentError",
     "MessageError",
+    "Overloaded",
     "PolicyError",
     "RowError",
     "RuntimeMissing",
@@ -63,6 +65,10 @@ class ScoringError(CsrmGuardError):
 
 class DeadlineExceeded(ScoringError):
     """The model did not answer within the guard's deadline; a guard turns this into a refusal."""
+
+
+class Overloaded(ScoringError):
+    """So much waits for the model that more is not accepted; a guard turns this into a refusal."""
 
 
 class RowError(CsrmGuardError):

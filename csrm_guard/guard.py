@@ -14,10 +14,11 @@ from csrm_guard.checks import Check, find_all
 from csrm_guard.decision import checked, decide, overlook, refuse, unchecked
 from csrm_guard.errors import Blocked, MessageError, PolicyError, ScoringError
 from csrm_guard.messages import Message, MessagesLike, Stage, parse_messages, stages_of
-from csrm_guard.model import Reading, RewardModel, ScoringRequest
+from csrm_guard.model import AsyncRewardModel, Reading, RewardModel, ScoringRequest
 from csrm_guard.policy import MAX_RULES, Policy, Rule
 from csrm_guard.ranking import Objective, Ranking, rank
 from csrm_guard.resilience import Resilient
+from csrm_guard.scheduler import Scheduler
 from csrm_guard.verdict import RuleResult, Timings, Verdict
 
 __all__ = ["MAX_MESSAGE_CHARS", "Guard", "Observer"]
@@ -83,7 +84,7 @@ class Guard:
         _must_have(self.policy, self._checks)
         read = [rule for rule in self.policy.rules if rule.stance != "permit" and rule.id not in self._checks]
         scorer = model if model is not None else _default_model() if read else _NoModel()
-        self.model = scorer if deadline is None else Resilient(scorer, deadline=deadline)
+        self.model = scorer if deadline is None else _within(scorer, deadline)
         self._max_chars = max_chars
         self._observers = tuple(observers)
         self._thresholds = {rule.id: self._threshold(rule) for rule in self.policy.rules}
@@ -103,7 +104,7 @@ class Guard:
 
     async def acheck(self, messages: MessagesLike, stage: Stage | None = None) -> Verdict:
         """Return what `check` returns without blocking the event loop."""
-        return await asyncio.to_thread(self.check, messages, stage)
+        return (await self.ascore([messages], stage))[0]
 
     def require(self, messages: MessagesLike, stage: Stage | None = None) -> Verdict:
         """Return the verdict if the message is allowed.
@@ -130,19 +131,16 @@ class Guard:
         Raises:
             MessageError: no candidates, or one of them is empty.
         """
-        prompt = parse_messages(messages)
-        if not candidates:
-            raise MessageError("no candidates: give at least one answer to rank")
-        turns = [parse_messages(candidate, "response") for candidate in candidates]
-        verdicts = self.score([(*prompt, *turn) for turn in turns])
-        texts = [turn[-1].content for turn in turns]
-        return rank(texts, verdicts, objective, fallback=self.policy.defaults.fallback)
+        texts, views = _candidates(messages, candidates)
+        return rank(texts, self.score(views), objective, fallback=self.policy.defaults.fallback)
 
     async def arerank(
         self, messages: MessagesLike, candidates: Sequence[MessagesLike], objective: Objective | None = None
     ) -> Ranking:
         """Return what `rerank` returns without blocking the event loop."""
-        return await asyncio.to_thread(self.rerank, messages, candidates, objective)
+        texts, views = _candidates(messages, candidates)
+        verdicts = await self.ascore(views)
+        return rank(texts, verdicts, objective, fallback=self.policy.defaults.fallback)
 
     def score(self, items: Sequence[MessagesLike], stage: Stage | None = None) -> list[Verdict]:
         """Return one verdict per conversation, in order, scored together.
@@ -151,28 +149,47 @@ class Guard:
             MessageError: one of them cannot be judged; none is scored then.
         """
         questions = [self._question(item, stage) for item in items]
-        asked = [q for q in questions if q.rules]
+        requests = _requests(questions)
         try:
-            requests = [ScoringRequest(q.messages, q.rules, q.permits) for q in asked]
-            readings = iter(self._readings(requests))
+            readings: list[Reading] | Exception = self._valid(requests, self.model.score(requests) if requests else [])
         except Exception as exc:
+            readings = exc
+        return self._settled(questions, readings)
+
+    async def ascore(self, items: Sequence[MessagesLike], stage: Stage | None = None) -> list[Verdict]:
+        """Return what `score` returns without blocking the event loop.
+
+        With a `Scheduler` no thread waits, so that thousands of calls can; otherwise, and where checks of the user's
+        own decide, a thread does the work.
+        """
+        if self._checks or not isinstance(self.model, AsyncRewardModel):
+            return await asyncio.to_thread(self.score, items, stage)
+        questions = [self._question(item, stage) for item in items]
+        requests = _requests(questions)
+        try:
+            found = await self.model.ascore(requests) if requests else []
+            readings: list[Reading] | Exception = self._valid(requests, found)
+        except Exception as exc:
+            readings = exc
+        return self._settled(questions, readings)
+
+    def _settled(self, questions: Sequence[_Question], readings: list[Reading] | Exception) -> list[Verdict]:
+        if isinstance(readings, Exception):
             # The fail-closed edge: whatever went wrong inside a model, the policy's on_error
             # decides, and nothing passes unscored by accident.
-            logger.exception("scoring failed; the rules' on_error decides")
-            error = f"{type(exc).__name__}: {exc}"
+            logger.error("scoring failed; the rules' on_error decides", exc_info=readings)
+            error = f"{type(readings).__name__}: {readings}"
             verdicts = [self._unscored(q, error) if q.rules else self._free(q) for q in questions]
         else:
-            verdicts = [self._decide(q, next(readings)) if q.rules else self._free(q) for q in questions]
+            answers = iter(readings)
+            verdicts = [self._decide(q, next(answers)) if q.rules else self._free(q) for q in questions]
         if self.shadow:
             verdicts = [overlook(verdict) for verdict in verdicts]
         for question, verdict in zip(questions, verdicts, strict=True):
             self._tell(question.messages, verdict)
         return verdicts
 
-    def _readings(self, requests: Sequence[ScoringRequest]) -> list[Reading]:
-        if not requests:
-            return []
-        readings = self.model.score(requests)
+    def _valid(self, requests: Sequence[ScoringRequest], readings: list[Reading]) -> list[Reading]:
         for request, reading in zip(requests, readings, strict=True):
             shape = (len(reading.spans), len(request.rules))
             # NaN compares false with every threshold and would pass as safe.
@@ -194,7 +211,7 @@ class Guard:
             others=others,
             error=error,
         )
-        took = Timings(reading.tokenise, reading.run, time.perf_counter() - began)
+        took = Timings(reading.tokenise, reading.run, time.perf_counter() - began, reading.wait)
         return replace(verdict, timings=took)
 
     def _free(self, question: _Question) -> Verdict:
@@ -267,6 +284,21 @@ class Guard:
         return rule.threshold if rule.threshold is not None else self.policy.defaults.threshold
 
 
+def _candidates(
+    messages: MessagesLike, candidates: Sequence[MessagesLike]
+) -> tuple[list[str], list[tuple[Message, ...]]]:
+    """Return candidate answers as texts, and as conversations that end with them."""
+    prompt = parse_messages(messages)
+    if not candidates:
+        raise MessageError("no candidates: give at least one answer to rank")
+    turns = [parse_messages(candidate, "response") for candidate in candidates]
+    return [turn[-1].content for turn in turns], [(*prompt, *turn) for turn in turns]
+
+
+def _requests(questions: Sequence[_Question]) -> list[ScoringRequest]:
+    return [ScoringRequest(q.messages, q.rules, q.permits) for q in questions if q.rules]
+
+
 class _NoModel:
     """Stands where checks decide every rule: nothing is ever asked of it."""
 
@@ -301,6 +333,11 @@ def _usable(policy: Policy) -> Policy:
     if len(policy.rules) > MAX_RULES:
         raise PolicyError(f"policy {policy.name!r}: {len(policy.rules)} rules; a policy has at most {MAX_RULES}")
     return policy
+
+
+def _within(model: RewardModel, deadline: float) -> RewardModel:
+    # A scheduler's queue knows deadlines itself, and lets more callers wait than there are threads.
+    return model.within(deadline) if isinstance(model, Scheduler) else Resilient(model, deadline=deadline)
 
 
 def _default_model() -> RewardModel:

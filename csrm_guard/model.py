@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from csrm_guard.messages import Message
 from csrm_guard.policy import Rule
 
-__all__ = ["Reading", "RewardModel", "ScoringRequest"]
+__all__ = ["AsyncRewardModel", "Reading", "RewardModel", "ScoringRequest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Reading:
         context_read: how many of these were read.
         tokenise: seconds spent on text.
         run: seconds spent in the model.
+        wait: seconds spent in a queue before.
     """
 
     q: NDArray[np.float64]
@@ -51,6 +52,7 @@ class Reading:
     context_read: int = 0
     tokenise: float = 0.0
     run: float = 0.0
+    wait: float = 0.0
 
 
 @runtime_checkable
@@ -76,4 +78,13 @@ class RewardModel(Protocol):
         Raises:
             ScoringError: the model carries no such quantiles, or not that far out.
         """
+        ...
+
+
+@runtime_checkable
+class AsyncRewardModel(RewardModel, Protocol):
+    """A model that can be waited for without a thread."""
+
+    async def ascore(self, requests: Sequence[ScoringRequest]) -> list[Reading]:
+        """Return what `score` returns."""
         ...

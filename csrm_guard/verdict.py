@@ -69,11 +69,12 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds spent; in a batch, a row's share of it."""
+    """Seconds spent; in a batch, a row's share of it. `wait`: in a queue before that."""
 
     tokenise: float = 0.0
     run: float = 0.0
     decide: float = 0.0
+    wait: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

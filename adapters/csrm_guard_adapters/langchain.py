@@ -6,7 +6,6 @@ messages; what leaves is what was judged.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -166,7 +165,7 @@ class GuardedChatModel(BaseChatModel):
             await _aclose(upstream)
 
     async def _judge(self, views: Sequence[tuple[Message, ...]]) -> list[Verdict]:
-        return await asyncio.to_thread(self.guard.score, views)
+        return await self.guard.ascore(views)
 
     def _result(self, outcome: Outcome[BaseMessage]) -> ChatResult:
         if outcome.blocked is not None and self.on_block == "raise":

@@ -248,7 +248,7 @@ class Endpoint:
 
 def _judge(guard: Guard) -> Callable[[Views], Awaitable[list[Verdict]]]:
     async def judge(views: Views) -> list[Verdict]:
-        return await asyncio.to_thread(guard.score, views)
+        return await guard.ascore(views)
 
     return judge
 
