@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 from csrm_guard.decision import strongest
 from csrm_guard.errors import CsrmGuardError, RowError
@@ -20,7 +22,9 @@ from csrm_guard.verdict import RuleResult, Verdict
 
 __all__ = ["BulkReport", "count_lines", "score_file", "score_row", "worst"]
 
+Line: TypeAlias = tuple[int, str]
 _GUARDS = 256
+_AHEAD = 16
 _HEAD = b'{"id": '  # how each line of results begins
 
 
@@ -39,6 +43,7 @@ def score_file(
     model: RewardModel,
     *,
     policy: Policy | None = None,
+    workers: int = 1,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> BulkReport:
     """Score every row of `source` into `target`, one row per row in the same order.
@@ -51,6 +56,7 @@ def score_file(
         target: .jsonl; appended to.
         model: what scores.
         policy: judges the rows that bring no policy of their own.
+        workers: rows at a time; the model serves them from as many threads.
         progress: called with how many rows were finished since the last call.
 
     Raises:
@@ -62,14 +68,28 @@ def score_file(
     scored = errors = 0
     with _open(target) as out:
         lines = islice(read_lines(source), done, None)
-        for number, line in lines:
-            result = _score_line(number, line, guards, source)
+        for result in _in_order(lambda numbered: _score_line(*numbered, guards, source), lines, workers):
             # One write a row: an interruption leaves whole lines, or one torn line at the end.
             out.write(json.dumps(result) + "\n")
             errors += "error" in result
             scored += 1
             progress(1)
     return BulkReport(scored, done, errors)
+
+
+def _in_order(work: Callable[[Line], dict[str, Any]], lines: Iterator[Line], workers: int) -> Iterator[dict[str, Any]]:
+    """Yield the results of lines in their order; no more lines are read ahead than keep the workers busy."""
+    if workers == 1:
+        yield from map(work, lines)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="csrm-guard-bulk")
+    try:
+        ahead = deque(pool.submit(work, line) for line in islice(lines, workers * _AHEAD))
+        while ahead:
+            yield ahead.popleft().result()
+            ahead.extend(pool.submit(work, line) for line in islice(lines, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def count_lines(source: Path) -> int:
@@ -117,6 +137,7 @@ class _Guards:
         self._model = model
         self._default = Guard(default, model) if default else None
         self._guards: OrderedDict[str, Guard] = OrderedDict()
+        self._lock = threading.Lock()
 
     def of(self, row: Row, where: str) -> Guard:
         if row.policy is None:
@@ -124,12 +145,13 @@ class _Guards:
                 raise RowError(f"{where}: the row has no policy; give it one, or pass --policy")
             return self._default
         key = row.policy.hash
-        if key not in self._guards:
-            self._guards[key] = Guard(row.policy, self._model)
-            if len(self._guards) > _GUARDS:
-                self._guards.popitem(last=False)
-        self._guards.move_to_end(key)
-        return self._guards[key]
+        with self._lock:
+            if key not in self._guards:
+                self._guards[key] = Guard(row.policy, self._model)
+                if len(self._guards) > _GUARDS:
+                    self._guards.popitem(last=False)
+            self._guards.move_to_end(key)
+            return self._guards[key]
 
 
 def _score_line(number: int, line: str, guards: _Guards, source: Path) -> dict[str, Any]:

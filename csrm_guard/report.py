@@ -7,10 +7,11 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from csrm_guard.bench import Bench
 from csrm_guard.policy import Policy
 from csrm_guard.verdict import Verdict
 
-__all__ = ["policy_table", "verdict_panel"]
+__all__ = ["bench_tables", "policy_table", "verdict_panel"]
 
 _SHOWN = 5
 
@@ -57,3 +58,24 @@ def policy_table(policy: Policy) -> RenderableType:
         )
     head = f"{policy.name} {policy.version}  hash {policy.hash}\n{policy.setting.strip()}"
     return Group(escape(head), table)
+
+
+def bench_tables(bench: Bench) -> RenderableType:
+    """Return what was measured on this machine, and what to set."""
+    threads = sorted({cell.threads for cell in bench.latencies})
+    table = Table("rules", "tokens", *(f"{n} thread(s), ms" for n in threads), title="One check")
+    for rules, tokens in dict.fromkeys((c.rules, c.tokens) for c in bench.latencies):
+        cells = {c.threads: c.ms for c in bench.latencies if (c.rules, c.tokens) == (rules, tokens)}
+        table.add_row(str(rules), str(tokens), *(f"{cells[n]:.1f}" for n in threads))
+    many = Table("at a time", "threads each", "checks/s", title="Many checks: 8 rules, 128 tokens")
+    for cell in bench.throughputs:
+        many.add_row(str(cell.workers), str(cell.threads), f"{cell.per_second:.1f}")
+    best = bench.best
+    advice = (
+        f"One call at a time: OnnxRewardModel.load(threads={bench.threads}). Many: {best.workers} worker(s) of "
+        f"{best.threads} thread(s): Scheduler(model, narrow, workers={best.workers}), csrm-guard score "
+        f"--workers {best.workers}."
+    )
+    before, after = bench.probe
+    probe = f"{bench.model}, {bench.cores} cores; fp32 product {before:.0f} GFLOP/s before, {after:.0f} after"
+    return Group(table, many, advice, escape(probe))

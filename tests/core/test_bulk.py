@@ -5,7 +5,7 @@ import re
 import pytest
 
 from csrm_guard import Guard, Message, Policy, ScoringError
-from csrm_guard.bulk import count_lines, score_file, score_row, worst
+from csrm_guard.bulk import _in_order, count_lines, score_file, score_row, worst
 from csrm_guard.errors import RowError
 from csrm_guard.rows import parse_row
 from csrm_guard.testing import KeywordRewardModel, ScriptedRewardModel
@@ -203,3 +203,18 @@ def test_the_worst_of_several_turns_has_each_rule_at_its_highest():
     verdict = worst(guard.score([Message("user", "one"), Message("user", "two")]))
     assert {rule.id: rule.q for rule in verdict.rules} == {"a": 0.9, "b": 0.6}
     assert (verdict.p_safe, verdict.coverage.windows) == (pytest.approx(0.1), 2)
+
+
+def test_rows_side_by_side_give_the_same_file(source, tmp_path):
+    one, many = tmp_path / "one.jsonl", tmp_path / "many.jsonl"
+    score_file(source, one, MODEL, policy=POLICY)
+    score_file(source, many, MODEL, policy=POLICY, workers=4)
+    assert one.read_bytes() == many.read_bytes()
+
+
+def test_no_more_is_read_ahead_than_keeps_the_workers_busy():
+    read = []
+    results = _in_order(lambda line: {"id": line[0]}, ((read.append(i), (i, ""))[1] for i in range(1000)), 2)
+    assert [next(results)["id"] for _ in range(3)] == [0, 1, 2]
+    assert len(read) < 50
+    results.close()

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -216,3 +217,19 @@ def test_doctor_without_a_model_shows_versions_and_exits_with_2(tmp_path):
     done = run("doctor", "--model", tmp_path)
     assert (done.exit_code, "onnxruntime" in done.stdout) == (2, True)
     assert "give a folder that csrm-export wrote" in done.stderr
+
+
+def test_bench_recommends_settings_for_this_machine():
+    done = run("bench", "--rounds", "3", *MODEL)
+    assert done.exit_code == 0, done.output
+    assert "checks/s" in done.stdout
+    assert re.search(r"OnnxRewardModel\.load\(threads=\d+\)", done.stdout)
+
+
+def test_rows_are_scored_side_by_side_in_their_order(lenient, write, tmp_path):
+    rows = [{"id": str(i), "messages": [{"role": "user", "content": f"Hi {i}"}]} for i in range(40)]
+    source = write("in.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    done = run("score", source, tmp_path / "out.jsonl", "--policy", lenient, "--workers", "3", *MODEL)
+    assert done.exit_code == 0, done.output
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in found] == [str(i) for i in range(40)]
