@@ -6,7 +6,7 @@ with and without asyncio. An adapter says how a vendor's reply is read; its requ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
@@ -18,10 +18,11 @@ from csrm_guard.verdict import Verdict
 
 __all__ = [
     "Admission", "Cancel", "Choice", "Ending", "Finish", "Outcome", "Request", "Start", "Step",
-    "admit", "converse", "feedback", "new_turns",
+    "admit", "converse", "feedback", "new_turns", "screen", "settle", "together",
 ]  # fmt: skip
 
 Reply = TypeVar("Reply")
+Result = TypeVar("Result")
 Ending: TypeAlias = Literal["kept", "redacted", "fallback", "blocked"]
 
 
@@ -131,21 +132,19 @@ def new_turns(messages: Sequence[Message]) -> list[int]:
     return [i for i in range(start, len(messages)) if messages[i].role not in ("system", "developer")]
 
 
-def admit(
-    policy: Policy, messages: tuple[Message, ...], *, speculative: bool = False
-) -> Generator[Step, Any, Admission[Any]]:
-    """Judge what is new, and call the model.
+def screen(
+    policy: Policy, messages: tuple[Message, ...], judged: Collection[Message] = ()
+) -> Generator[Judge, Any, Admission[Any]]:
+    """Judge what is new.
 
     A violation that asks for `rewrite` is answered with the fallback: a user's message is not ours to write anew.
 
     Args:
         policy: says what follows from a violation.
         messages: the conversation that is to be sent.
-        speculative: begin the call beside the judgement and cancel it where that stops it.
+        judged: new messages that have passed already.
     """
-    if speculative:
-        yield Start(Request(), beside=True)
-    turns = [i for i in new_turns(messages) if _says_something(messages[i])]
+    turns = [i for i in new_turns(messages) if not messages[i].empty and messages[i] not in judged]
     verdicts: list[Verdict] = []
     edits: dict[int, str] = {}
     if turns:
@@ -156,18 +155,34 @@ def admit(
             if text is not None:
                 edits[i] = text
     stopped = [v for i, v in zip(turns, verdicts, strict=True) if not v.allowed and i not in edits]
-    if stopped:
-        if speculative:
-            yield Cancel()
-        worst = max(stopped, key=lambda v: v.action == "block")
-        ending: Ending = "blocked" if worst.action == "block" else "fallback"
-        return Admission(tuple(verdicts), worst, ending, edits)
-    if edits and speculative:
+    if not stopped:
+        return Admission(tuple(verdicts), edits=edits)
+    worst = max(stopped, key=lambda v: v.action == "block")
+    return Admission(tuple(verdicts), worst, "blocked" if worst.action == "block" else "fallback", edits)
+
+
+def admit(
+    policy: Policy, messages: tuple[Message, ...], *, speculative: bool = False, judged: Collection[Message] = ()
+) -> Generator[Step, Any, Admission[Any]]:
+    """Judge what is new (`screen`), and call the model.
+
+    Args:
+        policy: says what follows from a violation.
+        messages: the conversation that is to be sent.
+        speculative: begin the call beside the judgement and cancel it where that stops it.
+        judged: new messages that have passed already.
+    """
+    if speculative:
+        yield Start(Request(), beside=True)
+    found = yield from screen(policy, messages, judged)
+    if speculative and (found.stopped is not None or found.edits):
         yield Cancel()
-    if edits or not speculative:
-        yield Start(Request(edits))
+    if found.stopped is not None:
+        return found
+    if found.edits or not speculative:
+        yield Start(Request(found.edits))
     reply = yield Finish()
-    return Admission(tuple(verdicts), edits=edits, reply=reply)
+    return replace(found, reply=reply)
 
 
 def converse(
@@ -176,6 +191,7 @@ def converse(
     read: Callable[[Reply], Sequence[Message]],
     *,
     speculative: bool = False,
+    judged: Collection[Message] = (),
 ) -> Generator[Step, Any, Outcome[Reply]]:
     """Judge what is new, call the model, judge every choice of its answer, act.
 
@@ -184,15 +200,16 @@ def converse(
         messages: the conversation that is to be sent.
         read: returns the choices of a reply as assistant messages.
         speculative: begin the call beside the first judgement.
+        judged: new messages that have passed already.
     """
-    admission: Admission[Reply] = yield from admit(policy, messages, speculative=speculative)
+    admission: Admission[Reply] = yield from admit(policy, messages, speculative=speculative, judged=judged)
     if admission.stopped is not None or admission.reply is None:
         return Outcome(admission)
     sent = tuple(replace(m, content=admission.edits.get(i, m.content)) for i, m in enumerate(messages))
     reply, discarded = admission.reply, list[Reply]()
     while True:
         said = read(reply)
-        choices = yield from _judged(policy, sent, said)
+        choices = yield from settle(policy, sent, said)
         again = len(said) == 1 and choices[0].verdict is not None and choices[0].verdict.action == "rewrite"
         if not again or choices[0].ending == "kept" or len(discarded) >= policy.defaults.max_rewrites:
             return Outcome(admission, reply, tuple(choices), tuple(discarded))
@@ -215,8 +232,9 @@ def feedback(policy: Policy, answer: Message, verdict: Verdict) -> tuple[Message
     return Message("assistant", said), Message("user", asked)
 
 
-def _judged(policy: Policy, sent: tuple[Message, ...], said: Sequence[Message]) -> Generator[Step, Any, list[Choice]]:
-    full = [i for i, message in enumerate(said) if _says_something(message)]
+def settle(policy: Policy, sent: tuple[Message, ...], said: Sequence[Message]) -> Generator[Judge, Any, list[Choice]]:
+    """Judge the choices of an answer to what was sent, and say what becomes of each."""
+    full = [i for i, message in enumerate(said) if not message.empty]
     verdicts: Sequence[Verdict] = ()
     if full:
         verdicts = yield Judge(tuple((*sent, said[i]) for i in full))
@@ -226,7 +244,27 @@ def _judged(policy: Policy, sent: tuple[Message, ...], said: Sequence[Message]) 
     return found
 
 
-def _ended(policy: Policy, view: tuple[Message, ...], verdict: Verdict) -> Generator[Step, Any, Choice]:
+def together(flows: Sequence[Generator[Judge, Any, Result]]) -> Generator[Judge, Any, list[Result]]:
+    """Run flows side by side: what they want judged at the same time is judged in one pass."""
+    found: dict[int, Result] = {}
+    asked: dict[int, Judge] = {}
+    answers: dict[int, Any] = dict.fromkeys(range(len(flows)))
+    while answers:
+        for i, answer in answers.items():
+            try:
+                asked[i] = flows[i].send(answer)
+            except StopIteration as stop:
+                found[i] = stop.value
+        verdicts: list[Verdict] = []
+        if asked:
+            verdicts = yield Judge(tuple(view for judge in asked.values() for view in judge.views))
+        rest = iter(verdicts)
+        answers = {i: [next(rest) for _ in judge.views] for i, judge in asked.items()}
+        asked = {}
+    return [found[i] for i in range(len(flows))]
+
+
+def _ended(policy: Policy, view: tuple[Message, ...], verdict: Verdict) -> Generator[Judge, Any, Choice]:
     """Return a choice with the text that stands in for it, if its own may not be seen."""
     if verdict.allowed:
         return Choice(verdict)
@@ -235,7 +273,3 @@ def _ended(policy: Policy, view: tuple[Message, ...], verdict: Verdict) -> Gener
         if text is not None:
             return Choice(verdict, "redacted", text)
     return Choice(verdict, "blocked" if verdict.action == "block" else "fallback", policy.defaults.fallback)
-
-
-def _says_something(message: Message) -> bool:
-    return bool(message.content.strip() or message.tool_calls or message.unread)

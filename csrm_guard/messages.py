@@ -54,6 +54,11 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     unread: tuple[str, ...] = ()
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to judge."""
+        return not (self.content.strip() or self.tool_calls or self.unread)
+
 
 MessageLike: TypeAlias = str | Message | Mapping[str, Any]
 MessagesLike: TypeAlias = MessageLike | Sequence[MessageLike]
@@ -79,7 +84,7 @@ def parse_messages(messages: MessagesLike, stage: Stage | None = None) -> tuple[
     speaker = _STAGE_ROLES[stage] if stage else "user"
     parsed = tuple(_parse(m, speaker, f"messages[{i}]") for i, m in enumerate(messages))
     last = parsed[-1]
-    if not last.content.strip() and not last.tool_calls and not last.unread:
+    if last.empty:
         raise MessageError(
             f"messages[{len(parsed) - 1}]: the judged message is empty; pass the text that is to be judged last"
         )

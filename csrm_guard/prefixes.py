@@ -72,3 +72,10 @@ class PrefixCache:
             while self._bytes > self._max_bytes:
                 _, dropped = self._kept.popitem(last=False)
                 self._bytes -= sum(a.nbytes for a in dropped)
+
+    def clear(self) -> None:
+        """Forget every prompt."""
+        with self._lock:
+            self._kept.clear()
+            self._seen.clear()
+            self._bytes = 0

@@ -12,7 +12,10 @@ from csrm_guard.messages import Message, MessagesLike, parse_messages
 from csrm_guard.ranking import Objective, Ranking, rank
 from csrm_guard.verdict import Verdict
 
-__all__ = ["Helpfulness", "abest_of_n", "best_of_n"]
+__all__ = ["Answer", "Helpfulness", "abest_of_n", "best_of_n", "rounds"]
+
+# A text, or a message with tool calls, which are judged as well.
+Answer: TypeAlias = str | Message
 
 # (conversation, candidates) -> one score per candidate; higher is more helpful.
 Helpfulness: TypeAlias = Callable[[tuple[Message, ...], Sequence[str]], Sequence[float]]
@@ -30,7 +33,7 @@ class _Draws:
 def best_of_n(
     guard: Guard,
     messages: MessagesLike,
-    call: Callable[[], str],
+    call: Callable[[], Answer],
     n: int,
     *,
     objective: Objective | None = None,
@@ -54,7 +57,7 @@ def best_of_n(
         ValueError: n or at_a_time below 1, or H is missing.
         Exception: whatever `call` raises.
     """
-    steps = _rounds(guard, messages, n, objective, helpfulness, good_enough, at_a_time)
+    steps = rounds(guard, messages, n, objective, helpfulness, good_enough, at_a_time)
     wanted = next(steps)
     try:
         while True:
@@ -67,7 +70,7 @@ def best_of_n(
 async def abest_of_n(
     guard: Guard,
     messages: MessagesLike,
-    call: Callable[[], Awaitable[str]],
+    call: Callable[[], Awaitable[Answer]],
     n: int,
     *,
     objective: Objective | None = None,
@@ -76,38 +79,37 @@ async def abest_of_n(
     at_a_time: int | None = None,
 ) -> Ranking:
     """Do what `best_of_n` does; the candidates of one round are drawn concurrently."""
-    steps = _rounds(guard, messages, n, objective, helpfulness, good_enough, at_a_time)
+    steps = rounds(guard, messages, n, objective, helpfulness, good_enough, at_a_time)
     wanted = next(steps)
     while True:
         calls = [asyncio.ensure_future(call()) for _ in range(wanted)]
         try:
-            texts = await asyncio.gather(*calls)
+            answers = await asyncio.gather(*calls)
         finally:
             for task in calls:
                 task.cancel()
-        done, answer = await asyncio.to_thread(_send, steps, texts)
+        done, wanted = await asyncio.to_thread(_send, steps, answers)
         if done is not None:
             return done
-        wanted = answer
 
 
-def _send(steps: Generator[int, list[str], Ranking], texts: list[str]) -> tuple[Ranking | None, int]:
+def _send(steps: Generator[int, Sequence[Answer], Ranking], answers: Sequence[Answer]) -> tuple[Ranking | None, int]:
     # StopIteration cannot cross a future.
     try:
-        return None, steps.send(texts)
+        return None, steps.send(answers)
     except StopIteration as stop:
         return stop.value, 0
 
 
-def _rounds(
+def rounds(
     guard: Guard,
     messages: MessagesLike,
     n: int,
-    objective: Objective | None,
-    helpfulness: Helpfulness | None,
-    good_enough: float | None,
-    at_a_time: int | None,
-) -> Generator[int, list[str], Ranking]:
+    objective: Objective | None = None,
+    helpfulness: Helpfulness | None = None,
+    good_enough: float | None = None,
+    at_a_time: int | None = None,
+) -> Generator[int, Sequence[Answer], Ranking]:
     """Yield how many candidates to draw, take them, return the ranking: both drivers' decisions."""
     if n < 1 or (at_a_time is not None and at_a_time < 1):
         raise ValueError(f"n and at_a_time must be at least 1, not {n} and {at_a_time}")
@@ -116,13 +118,15 @@ def _rounds(
     draws, drawn = _Draws(), 0
     ranking = Ranking((), guard.policy.defaults.fallback)
     while drawn < n:
-        texts = yield min(size, n - drawn)
-        drawn += len(texts)
-        texts = [text for text in texts if text.strip()]
-        if not texts:
+        answers = yield min(size, n - drawn)
+        drawn += len(answers)
+        said = [Message("assistant", answer) if isinstance(answer, str) else answer for answer in answers]
+        said = [message for message in said if not message.empty]
+        if not said:
             continue
+        texts = [message.content for message in said]
         draws.texts += texts
-        draws.verdicts += guard.score([(*prompt, Message("assistant", text)) for text in texts])
+        draws.verdicts += guard.score([(*prompt, message) for message in said])
         if helpfulness is not None:
             draws.helpfulness += [float(h) for h in helpfulness(prompt, texts)]
         ranking = rank(

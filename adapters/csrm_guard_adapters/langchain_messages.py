@@ -1,4 +1,4 @@
-"""LangChain's messages as csrm-guard's, and back."""
+"""LangChain's messages and chunks as csrm-guard's, and back."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 
-from csrm_guard import Message, ToolCall
-from csrm_guard.flow import Request
+from csrm_guard import Message, ToolCall, Verdict
+from csrm_guard.flow import Choice, Ending, Request
 from csrm_guard.messages import Role
+from csrm_guard.stream import Gated, Key, Part
 
-__all__ = ["as_message", "as_messages", "edited", "finish_reason", "reasoning_of", "text_of"]
+__all__ = [
+    "as_message", "as_messages", "changed", "closing", "edited", "gated", "noted", "notes_of", "reasoning_of",
+    "text_of", "with_text", "written",
+]  # fmt: skip
+
+NOTES = "csrm_guard"
 
 # By LangChain's message type, or by the role of a ChatMessage.
 _ROLES: dict[str, Role] = {
@@ -20,6 +26,8 @@ _ROLES: dict[str, Role] = {
     "system": "system", "developer": "developer", "user": "user", "assistant": "assistant", "tool": "tool",
 }  # fmt: skip
 _THOUGHTS = ("reasoning", "thinking", "reasoning_content")
+# Blocks that say the same as `tool_calls`.
+_CALLS = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "input_json_delta", "function_call")
 
 
 def as_messages(messages: Sequence[BaseMessage]) -> tuple[Message, ...]:
@@ -42,44 +50,121 @@ def as_message(message: BaseMessage) -> Message:
 
 
 def text_of(message: BaseMessage) -> str:
-    """Return the text of a message, without its reasoning."""
-    if isinstance(message.content, str):
-        return message.content
-    found = [block if isinstance(block, str) else block.get("text") for block in message.content]
-    return "\n".join(text for text in found if isinstance(text, str) and text)
+    """Return the text of a message, a refusal included, without its reasoning."""
+    found: list[Any] = [message.content] if isinstance(message.content, str) else []
+    for block in _blocks(message):
+        found += [block.get("text"), block.get("refusal")]
+    return _joined([*found, message.additional_kwargs.get("refusal")])
 
 
 def reasoning_of(message: BaseMessage) -> str:
     """Return the reasoning that a message shows, in blocks or beside its content."""
-    blocks = message.content if isinstance(message.content, list) else []
-    found = [block.get(name) for block in blocks if isinstance(block, Mapping) for name in _THOUGHTS]
-    found.append(message.additional_kwargs.get("reasoning_content"))
-    return "\n".join(text for text in found if isinstance(text, str) and text)
-
-
-def finish_reason(message: BaseMessage) -> str | None:
-    """Return why the answer ended, if it did."""
-    reason = message.response_metadata.get("finish_reason") or message.response_metadata.get("stop_reason")
-    return reason if isinstance(reason, str) else None
+    found: list[Any] = [message.additional_kwargs.get("reasoning_content")]
+    for block in (*_blocks(message), message.additional_kwargs.get("reasoning")):
+        if isinstance(block, Mapping):
+            found += [block.get(name) for name in _THOUGHTS]
+            found += [part.get("text") for part in block.get("summary") or () if isinstance(part, Mapping)]
+    return _joined(found)
 
 
 def edited(messages: Sequence[BaseMessage], request: Request) -> list[BaseMessage]:
     """Return the messages with edits and feedback written in."""
-    from langchain_core.messages import HumanMessage
-
-    sent = [
-        message.model_copy(update={"content": _with_text(message, request.edits[i])}) if i in request.edits else message
-        for i, message in enumerate(messages)
-    ]
+    sent = [with_text(m, request.edits[i]) if i in request.edits else m for i, m in enumerate(messages)]
     kinds = {"assistant": AIMessage, "user": HumanMessage}
     return [*sent, *(kinds[message.role](content=message.content) for message in request.feedback)]
 
 
-def _with_text(message: BaseMessage, text: str) -> Any:
+def with_text(message: BaseMessage, text: str) -> BaseMessage:
+    """Return a message with another text; its images and other parts are kept, what it says elsewhere is not."""
+    content: Any = text
+    if not isinstance(message.content, str):
+        others = [block for block in _blocks(message) if not _speaks(block)]
+        content = [{"type": "text", "text": text}, *others]
+    beside = {k: v for k, v in message.additional_kwargs.items() if k not in ("refusal", *_THOUGHTS)}
+    return message.model_copy(update={"content": content, "additional_kwargs": beside})
+
+
+def written(reply: BaseMessage, choice: Choice) -> BaseMessage:
+    """Return the model's message, or one without what may not be seen, its id and usage kept."""
+    if choice.ending == "kept":
+        return reply
+    change: dict[str, Any] = {"content": choice.text, "additional_kwargs": {}}
+    if choice.ending != "redacted" and isinstance(reply, AIMessage):
+        change |= {"tool_calls": [], "invalid_tool_calls": []}
+        change["response_metadata"] = {**reply.response_metadata, **_reason(choice.ending)}
+    if isinstance(reply, AIMessageChunk) and "tool_calls" in change:
+        change["tool_call_chunks"] = []
+    return reply.model_copy(update=change)
+
+
+def closing(ending: Ending, text: str) -> AIMessageChunk:
+    """Return the chunk with which the policy ends an answer."""
+    return AIMessageChunk(content=text, response_metadata=_reason(ending), chunk_position="last")
+
+
+def noted(message: Any, found: Sequence[tuple[Verdict, Ending]]) -> Any:
+    """Return a message with verdicts, and what was done, in its metadata after those that are there."""
+    notes = [*message.response_metadata.get(NOTES, ()), *(_note(verdict, ending) for verdict, ending in found)]
+    return message.model_copy(update={"response_metadata": {**message.response_metadata, NOTES: notes}})
+
+
+def notes_of(message: BaseMessage, policy_hash: str) -> list[dict[str, Any]]:
+    """Return the notes of a policy on a message."""
+    return [note for note in message.response_metadata.get(NOTES, ()) if note["policy_hash"] == policy_hash]
+
+
+def gated(chunk: BaseMessage) -> Gated[Any]:
+    """Return a chunk of a stream, or a whole message in it, with what it holds; all belong to choice 0."""
+    parts = []
+    text, thought = text_of(chunk), reasoning_of(chunk)
+    if text:
+        parts.append(Part((0, "content", 0), text))
+    if thought:
+        parts.append(Part((0, "reasoning", 0), thought))
+    if isinstance(chunk, AIMessageChunk):
+        for call in chunk.tool_call_chunks:
+            parts.append(Part((0, "tool", call.get("index") or 0), call.get("args") or "", call.get("name") or ""))
+    else:
+        parts += [Part((0, "tool", i), call.arguments, call.name) for i, call in enumerate(_calls(chunk))]
+    over = getattr(chunk, "chunk_position", None) == "last"
+    return Gated(chunk, tuple(parts), frozenset({0}), frozenset({0} if over else ()))
+
+
+def changed(chunk: BaseMessage, texts: Mapping[Key, str]) -> BaseMessage:
+    """Return a chunk in which some of its text was cut; reasoning that was cut is left out."""
+    if not texts:
+        return chunk
+    return with_text(chunk, texts.get((0, "content", 0), text_of(chunk)))
+
+
+def _reason(ending: Ending) -> dict[str, str]:
+    return {"finish_reason": "content_filter" if ending == "blocked" else "stop"}
+
+
+def _note(verdict: Verdict, ending: Ending) -> dict[str, Any]:
+    """Return what a trace should keep of a verdict."""
+    return {
+        "allowed": verdict.allowed,
+        "action": verdict.action,
+        "ending": ending,
+        "p_safe": verdict.p_safe,
+        "violated": [rule.id for rule in verdict.violated],
+        "policy_hash": verdict.policy_hash,
+    }
+
+
+def _blocks(message: BaseMessage) -> list[Mapping[str, Any]]:
     if isinstance(message.content, str):
-        return text
-    others = [block for block in message.content if isinstance(block, Mapping) and "text" not in block]
-    return [{"type": "text", "text": text}, *others]
+        return []
+    return [{"type": "text", "text": block} if isinstance(block, str) else block for block in message.content]
+
+
+def _joined(found: Sequence[Any]) -> str:
+    return "\n".join(text for text in found if isinstance(text, str) and text)
+
+
+def _speaks(block: Mapping[str, Any]) -> bool:
+    return any(name in block for name in ("text", "refusal", "summary", *_THOUGHTS))
 
 
 def _calls(message: BaseMessage) -> tuple[ToolCall, ...]:
@@ -91,11 +176,9 @@ def _calls(message: BaseMessage) -> tuple[ToolCall, ...]:
 
 
 def _unread(message: BaseMessage) -> tuple[str, ...]:
-    if isinstance(message.content, str):
-        return ()
-    known = ("text", *_THOUGHTS, "tool_use", "tool_call")
+    known = ("text", "refusal", *_THOUGHTS, *_CALLS)
     return tuple(
         str(block.get("type", "unknown"))
-        for block in message.content
-        if isinstance(block, Mapping) and block.get("type") not in known and not isinstance(block.get("text"), str)
+        for block in _blocks(message)
+        if block.get("type") not in known and not isinstance(block.get("text"), str)
     )
