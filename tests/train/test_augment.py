@@ -3,8 +3,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from csrm_guard import Message, Policy
-from csrm_guard_train.augment import Augmenter, Group, LabelledRule, Order
+from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.data import Authored, Rung
+from csrm_guard_train.groups import Group, LabelledRule, Order
 from csrm_guard_train.recipe import Mixture
 
 

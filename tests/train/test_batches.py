@@ -3,10 +3,11 @@ import random
 import torch
 
 from csrm_guard.messages import Message
-from csrm_guard_train.augment import Augmenter, Example, Group, LabelledRule
+from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.batches import Encoded, batches, encode, to_batch
 from csrm_guard_train.checkpoint import Trained
 from csrm_guard_train.data import Authored
+from csrm_guard_train.groups import Example, Group, LabelledRule
 from csrm_guard_train.recipe import Mixture
 
 

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from csrm_guard.messages import Message
 from csrm_guard_train.__main__ import app
-from csrm_guard_train.augment import Example, Group, LabelledRule
 from csrm_guard_train.batches import Encoded, encode
 from csrm_guard_train.checkpoint import Trained, save_checkpoint, start
 from csrm_guard_train.distil import Teacher, soft
+from csrm_guard_train.groups import Example, Group, LabelledRule
 from csrm_guard_train.recipe import Recipe
 from tests.tiny import make_recipe
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from csrm_guard.errors import RowError
-from csrm_guard_train.augment import Augmenter, Group
+from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.batches import encode, to_batch
 from csrm_guard_train.checkpoint import Trained
 from csrm_guard_train.data import Authored
+from csrm_guard_train.groups import Group
 from csrm_guard_train.recipe import Mixture
 from csrm_guard_train.responses import read_responses
 

@@ -14,10 +14,11 @@ import transformers
 import typer
 
 from csrm_guard.errors import CsrmGuardError
-from csrm_guard_train.augment import Augmenter, Group
+from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.checkpoint import CheckpointError, Trained, find_backbone, load_checkpoint, start
 from csrm_guard_train.data import Authored, read_authored
 from csrm_guard_train.families import FamilyError
+from csrm_guard_train.groups import Group
 from csrm_guard_train.labellers import StrictnessError
 from csrm_guard_train.loop import train
 from csrm_guard_train.pairs import pair_groups, read_pairs

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from csrm_guard.messages import Message
@@ -18,9 +17,10 @@ from csrm_guard.policy import Policy, Rule
 from csrm_guard.template import render_rule
 from csrm_guard_train.checkable import checkable_rules
 from csrm_guard_train.data import Authored, Item, Rung, Transcript
+from csrm_guard_train.groups import Example, Group, LabelledRule, Order
 from csrm_guard_train.recipe import Mixture
 
-__all__ = ["Augmenter", "Example", "Group", "LabelledRule", "Order"]
+__all__ = ["Augmenter"]
 
 T = TypeVar("T")
 
@@ -40,66 +40,6 @@ _BASELINE = {
     "medical_legal_financial_advice": "dangerous-professional-advice",
     "misinformation_and_deception": "deception-and-misinformation",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledRule:
-    """A rule as the model reads it, with its label for one conversation.
-
-    Attributes:
-        text: the rendered rule.
-        violated: whether the conversation breaks it.
-        origin: where the label comes from, so that a wrong one can be traced.
-        permits: permissions shown with the rule.
-        weight: how much the label counts: trust in it, and how hard it is to come by.
-    """
-
-    text: str
-    violated: bool
-    origin: str
-    permits: tuple[str, ...] = ()
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A conversation and rules. With several views, a rule is broken if any view breaks it.
-
-    Attributes:
-        views: conversations whose last message is judged.
-        rules: each with its label.
-        unsafe: whether any rule is broken, where that is known though the single labels are not.
-    """
-
-    views: tuple[tuple[Message, ...], ...]
-    rules: tuple[LabelledRule, ...]
-    unsafe: bool | None = None
-
-    @property
-    def verdict(self) -> bool | None:
-        """Whether any rule is broken; None if a label that nobody trusts leaves it open."""
-        if self.unsafe is not None:
-            return self.unsafe
-        if any(rule.violated and rule.weight > 0 for rule in self.rules):
-            return True
-        return None if any(rule.weight == 0 for rule in self.rules) else False
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """Rule `more[1]` of example `more[0]` is violated more than `less` (same indices)."""
-
-    more: tuple[int, int]
-    less: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Examples that must meet in one batch, and the orders between them."""
-
-    id: str
-    examples: tuple[Example, ...]
-    orders: tuple[Order, ...] = ()
 
 
 class Augmenter:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from csrm_guard.encoding import Encoder
 from csrm_guard.packing import Packed, collate, pack, split_rules
-from csrm_guard_train.augment import Example, Group
+from csrm_guard_train.groups import Example, Group
 
 __all__ = ["Encoded", "TrainBatch", "batches", "encode", "to_batch"]
 

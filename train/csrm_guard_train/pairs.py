@@ -10,7 +10,7 @@ from pathlib import Path
 
 from csrm_guard.errors import RowError
 from csrm_guard.rows import read_jsonl
-from csrm_guard_train.augment import Example, Group, LabelledRule, Order
+from csrm_guard_train.groups import Example, Group, LabelledRule, Order
 from csrm_guard_train.labellers import (
     Conversation,
     StrictnessError,

@@ -20,8 +20,8 @@ from csrm_guard.errors import CsrmGuardError, MessageError, RowError, RuntimeMis
 from csrm_guard.messages import Message, parse_messages
 from csrm_guard.rows import read_jsonl
 from csrm_guard.template import render_context
-from csrm_guard_train.augment import Example, Group, LabelledRule, Order
 from csrm_guard_train.data import Authored
+from csrm_guard_train.groups import Example, Group, LabelledRule, Order
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -16,8 +16,8 @@ from csrm_guard.errors import MessageError
 from csrm_guard.messages import Message, parse_messages
 from csrm_guard.policy import Policy
 from csrm_guard.rows import read_jsonl
-from csrm_guard_train.augment import Example, Group, LabelledRule
 from csrm_guard_train.data import Ladder
+from csrm_guard_train.groups import Example, Group, LabelledRule
 
 __all__ = ["HARMFUL", "PUBLIC_FILES", "read_public"]
 

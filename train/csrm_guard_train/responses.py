@@ -13,7 +13,7 @@ from typing import Any
 from csrm_guard.errors import MessageError, RowError
 from csrm_guard.messages import parse_messages
 from csrm_guard.rows import read_jsonl
-from csrm_guard_train.augment import Example, Group, LabelledRule, Order
+from csrm_guard_train.groups import Example, Group, LabelledRule, Order
 from csrm_guard_train.public import HARMFUL
 
 __all__ = ["RESPONSE_FILES", "read_responses"]

@@ -25,10 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from csrm_guard.documents import read_document
 from csrm_guard.errors import CsrmGuardError
 from csrm_guard.rows import Row, parse_row, read_jsonl
-from csrm_guard_train.augment import Augmenter, Group
+from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.checkpoint import CheckpointError, Trained, find_backbone, load_checkpoint, start
 from csrm_guard_train.data import Authored, read_authored
 from csrm_guard_train.families import FamilyError
+from csrm_guard_train.groups import Group
 from csrm_guard_train.loop import train
 from csrm_guard_train.metrics import auroc
 from csrm_guard_train.predict import predict
