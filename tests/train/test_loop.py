@@ -12,7 +12,8 @@ from csrm_guard_train.batches import encode, to_batch
 from csrm_guard_train.checkpoint import Trained, load_checkpoint, start
 from csrm_guard_train.data import Authored
 from csrm_guard_train.engine import Single
-from csrm_guard_train.loop import _losses, _step, train, validate
+from csrm_guard_train.loop import _losses, _step, train
+from csrm_guard_train.monitor import validate
 from csrm_guard_train.predict import predict
 from csrm_guard_train.recipe import Lora, Mixture, Recipe
 from csrm_guard_train.validation import validation_rows

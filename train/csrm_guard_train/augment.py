@@ -17,8 +17,11 @@ from csrm_guard.policy import Policy, Rule
 from csrm_guard.template import render_rule
 from csrm_guard_train.checkable import checkable_rules
 from csrm_guard_train.data import Authored, Item, Rung, Transcript
+from csrm_guard_train.grids import grid_group
 from csrm_guard_train.groups import Example, Group, LabelledRule, Order
+from csrm_guard_train.public import HARMFUL
 from csrm_guard_train.recipe import Mixture
+from csrm_guard_train.twins import twin_groups
 
 __all__ = ["Augmenter"]
 
@@ -68,6 +71,9 @@ class Augmenter:
         self._permissions = sorted({item.lenient for item in authored.items})
         words = {w for item in authored.items for w in item.compliant[-1].content.lower().split()}
         self._harms = {rule.id: rule.text for rule in Policy.builtin("baseline-harms").rules}
+        self._wordings = {**authored.wordings}
+        for name, text in self._harms.items():
+            self._wordings[name] = (text, *authored.wordings.get(name, ()))
         self._vocabulary = sorted(w for w in words if w.isalpha() and len(w) > 4)
 
     def epoch(self, rng: random.Random) -> list[Group]:
@@ -78,6 +84,14 @@ class Augmenter:
         if mix.content:
             groups += [g for row in _sample(sets.rungs, mix.rungs, rng) for g in self.under_harms(row)]
         groups += [self.transcript(row, rng) for row in _sample(sets.transcripts, mix.transcripts, rng)]
+        groups += [
+            grid_group(row, self._foreigners(row.setting, rng), rng) for row in _sample(sets.grids, mix.grids, rng)
+        ]
+        groups += [
+            group
+            for row in _sample(sets.twins, mix.twins, rng)
+            for group in twin_groups(row, self._wordings, HARMFUL, rng)
+        ]
         groups += [self.public(group, rng) for group in _sample(self._public, mix.public, rng)]
         groups += [self.public(group, rng) for group in _sample(self._strict, mix.strict, rng)]
         groups += _sample(self._responses, mix.responses, rng)

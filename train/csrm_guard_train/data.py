@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from csrm_guard.errors import RowError
 from csrm_guard.messages import Message, parse_messages
 from csrm_guard.rows import read_jsonl
 
-__all__ = ["Authored", "Item", "Ladder", "Rung", "Transcript", "held_out", "read_authored"]
+__all__ = ["Authored", "Grid", "Item", "Ladder", "Rung", "Transcript", "Twin", "held_out", "read_authored"]
 
 T = TypeVar("T")
 
@@ -84,13 +84,47 @@ class Transcript:
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """Conversations that differ in their last message only, under the same rules; every cell is labelled.
+
+    Attributes:
+        views: each ends with one of the alternative messages.
+        broken: per view the indices of the rules that it breaks.
+    """
+
+    id: str
+    setting: str
+    stage: str
+    rules: tuple[str, ...]
+    views: tuple[tuple[Message, ...], ...]
+    broken: tuple[frozenset[int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A harmful request of a category of `baseline-harms` and a harmless one that sounds like it, with answers.
+
+    Attributes:
+        texts: `harmful`, `harmless`, `wrapped` (the harmful one as a jailbreak; may be absent); answers to the harmful
+            one: `complies`, `refuses`, `edge` (informs without helping); to the other: `helps`, `needless` (refuses).
+    """
+
+    id: str
+    category: str
+    texts: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Authored:
-    """The authored sets, or a part of them."""
+    """The authored sets, or a part of them; `wordings` are other texts of built-in harm rules, by their id."""
 
     items: tuple[Item, ...]
     ladders: Mapping[str, Ladder]
     rungs: tuple[Rung, ...]
     transcripts: tuple[Transcript, ...]
+    grids: tuple[Grid, ...] = ()
+    twins: tuple[Twin, ...] = ()
+    wordings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def split(self, share: float, seed: int) -> tuple[Authored, Authored]:
         """Return (train, held out); whole deployments and whole categories move."""
@@ -102,7 +136,10 @@ class Authored:
         items = parted(self.items, lambda row: row.setting)
         rungs = parted(self.rungs, lambda row: row.category)
         transcripts = parted(self.transcripts, lambda row: row.policy)
-        train, out = (Authored(i, self.ladders, r, t) for i, r, t in zip(items, rungs, transcripts, strict=True))
+        grids = parted(self.grids, lambda row: row.setting)
+        twins = parted(self.twins, lambda row: row.id)
+        parts = zip(items, rungs, transcripts, grids, twins, strict=True)
+        train, out = (Authored(i, self.ladders, r, t, g, w, self.wordings) for i, r, t, g, w in parts)
         return train, out
 
 
@@ -115,6 +152,8 @@ def held_out(key: str, share: float, seed: int) -> bool:
 def read_authored(folder: Path) -> Authored:
     """Read every `items*`, `ladders*`, `rungs*` and `transcripts*` file of a folder.
 
+    Files `grids*`, `twins*` and `wordings*` may be absent.
+
     Raises:
         RowError: a missing set, or a row with a missing field; names file and row.
     """
@@ -124,12 +163,15 @@ def read_authored(folder: Path) -> Authored:
         ladders={ladder.category: ladder for ladder in ladders},
         rungs=_read(folder, "rungs", _rung),
         transcripts=_read(folder, "transcripts", _transcript),
+        grids=_read(folder, "grids", _grid, optional=True),
+        twins=_read(folder, "twins", _twin, optional=True),
+        wordings=dict(_read(folder, "wordings", lambda row: (row["category"], tuple(row["texts"])), optional=True)),
     )
 
 
-def _read(folder: Path, stem: str, build: Callable[[dict[str, Any]], T]) -> tuple[T, ...]:
+def _read(folder: Path, stem: str, build: Callable[[dict[str, Any]], T], *, optional: bool = False) -> tuple[T, ...]:
     files = sorted(folder.glob(f"{stem}*.jsonl*"))
-    if not files:
+    if not files and not optional:
         raise RowError(f"{folder}: no {stem}*.jsonl or {stem}*.jsonl.gz")
     found = []
     for path in files:
@@ -184,3 +226,20 @@ def _transcript(row: dict[str, Any]) -> Transcript:
         messages=parse_messages(row["messages"]),
         violated=frozenset(row["violated"]),
     )
+
+
+def _grid(row: dict[str, Any]) -> Grid:
+    role = "user" if row["target"] == "prompt" else "assistant"
+    return Grid(
+        id=row["id"],
+        setting=row["setting"],
+        stage=row["target"],
+        rules=tuple(rule["text"] for rule in row["rules"]),
+        views=tuple(parse_messages([*row["context"], {"role": role, "content": text}]) for text in row["messages"]),
+        broken=tuple(frozenset(indices) for indices in row["broken"]),
+    )
+
+
+def _twin(row: dict[str, Any]) -> Twin:
+    names = ("harmful", "harmless", "wrapped", "complies", "refuses", "helps", "needless", "edge")
+    return Twin(row["id"], row["category"], {name: row[name] for name in names if row[name]})

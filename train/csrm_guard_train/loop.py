@@ -7,12 +7,11 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -24,12 +23,10 @@ from csrm_guard_train.checkpoint import Trained, save_checkpoint
 from csrm_guard_train.distil import Teacher, soft
 from csrm_guard_train.engine import Engine, make_engine
 from csrm_guard_train.loss import classification, listwise, ordering
-from csrm_guard_train.metrics import auroc
-from csrm_guard_train.model import RuleReader
-from csrm_guard_train.predict import predict
+from csrm_guard_train.monitor import validate
 from csrm_guard_train.recipe import Recipe
 
-__all__ = ["Run", "train", "validate"]
+__all__ = ["Run", "train"]
 
 
 @dataclass
@@ -56,7 +53,7 @@ def train(
     out: Path,
     *,
     save_seconds: float = 300.0,
-    evaluate_steps: int = 100,
+    evaluate_steps: int = 250,
     stop_after: float | None = None,
     teacher: Trained | None = None,
 ) -> Run:
@@ -117,41 +114,6 @@ def train(
     if engine.rank == 0:
         save_checkpoint(trained, out / "checkpoint", weights=weights)
     return run
-
-
-def validate(model: RuleReader, trained: Trained, rows: Sequence[Row]) -> dict[str, float]:
-    """Return AUROCs of held-out rows by the largest rule logit, overall and by source."""
-    if not rows:
-        return {}
-    model.eval()
-    scores = predict(model, trained.encoder, rows)
-    model.train()
-    p = np.array([s.logits.max() for s in scores], np.float64)
-    y = np.array([bool(row.label) for row in rows], np.float64)
-    found = {"auroc": auroc(y, p)}
-    parts: list[tuple[str, Callable[[Row], bool]]] = [
-        ("items", lambda r: r.id.endswith(("-compliant", "-violating", "-lenient", "-strict"))),
-        ("same_rule", lambda r: r.id.endswith(("-compliant", "-violating"))),
-        ("rungs", lambda r: "-under-" in r.id),
-        ("transcripts", lambda r: r.scope == "any assistant turn"),
-    ]
-    for name, belongs in parts:
-        pick = np.array([belongs(row) for row in rows])
-        if pick.any():
-            found[f"auroc_{name}"] = auroc(y[pick], p[pick])
-    found.update(_orders({row.id: float(v) for row, v in zip(rows, p, strict=True)}))
-    return {k: round(v, 4) for k, v in found.items()}
-
-
-def _orders(scores: dict[str, float]) -> dict[str, float]:
-    """Return how often a minimal pair is in the right order, by what differs in it."""
-    found = {}
-    for more, less in (("violating", "compliant"), ("violating", "lenient"), ("strict", "compliant")):
-        stems = [i.removesuffix(more) for i in scores if i.endswith(f"-{more}")]
-        known = [scores[s + more] > scores[s + less] for s in stems if s + less in scores]
-        if known:
-            found[f"{more}_over_{less}"] = float(np.mean(known))
-    return found
 
 
 def _plan(augmenter: Augmenter, trained: Trained, recipe: Recipe) -> int:

@@ -28,6 +28,8 @@ class Mixture(BaseModel):
         items: share of the minimal pairs.
         rungs: share of the severity ladders' conversations.
         transcripts: share of the multi-rule transcripts.
+        grids: share of the grids (alternative messages x rules).
+        twins: share of the harmful and harmless requests that sound alike, with their answers.
         public: share of the public conversations, if any are given.
         strict: share of the conversations under pairs that Algorithm 1 kept and under proposed rules,
             if any are given.
@@ -48,6 +50,8 @@ class Mixture(BaseModel):
     items: Share = 1.0
     rungs: Share = 0.5
     transcripts: Share = 1.0
+    grids: Share = 1.0
+    twins: Share = 1.0
     public: Share = 1.0
     strict: Share = 1.0
     responses: Share = 0.0

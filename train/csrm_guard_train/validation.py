@@ -9,7 +9,7 @@ from typing import Any
 from csrm_guard.messages import Message, Stage
 from csrm_guard.policy import Policy, Rule
 from csrm_guard.rows import Row, Scope
-from csrm_guard_train.data import Authored, Item, Rung, Transcript
+from csrm_guard_train.data import Authored, Grid, Item, Rung, Transcript, Twin
 
 __all__ = ["rows_to_jsonl", "validation_rows"]
 
@@ -25,6 +25,9 @@ def validation_rows(authored: Authored, seed: int) -> list[Row]:
     rows = [row for item in authored.items for row in _item(item, rng)]
     rows += [row for rung in authored.rungs for row in _rung(rung, authored, rng)]
     rows += [_transcript(row) for row in authored.transcripts]
+    rows += [row for grid in authored.grids for row in _grid(grid)]
+    harms = Policy.builtin("baseline-harms")
+    rows += [row for twin in authored.twins for row in _twin(twin, harms)]
     return rows
 
 
@@ -88,3 +91,26 @@ def _rung(rung: Rung, authored: Authored, rng: random.Random) -> Iterator[Row]:
 
 def _transcript(row: Transcript) -> Row:
     return _row(row.id, list(row.rules.items()), row.messages, tuple(sorted(row.violated)), scope="any assistant turn")
+
+
+def _grid(grid: Grid) -> Iterator[Row]:
+    """Yield each message under all rules and, where it breaks some, under those alone that it keeps."""
+    stage: Stage = "prompt" if grid.stage == "prompt" else "response"
+    rules = [(f"r{i}", text) for i, text in enumerate(grid.rules)]
+    for at, (view, broken) in enumerate(zip(grid.views, grid.broken, strict=True)):
+        yield _row(f"{grid.id}-m{at}", rules, view, tuple(f"r{i}" for i in sorted(broken)), stage=stage)
+        if broken:
+            kept = [rule for i, rule in enumerate(rules) if i not in broken]
+            yield _row(f"{grid.id}-m{at}-kept", kept, view, (), stage=stage)
+
+
+def _twin(twin: Twin, harms: Policy) -> Iterator[Row]:
+    """Yield both requests and an answer to each, under all built-in harm rules."""
+    texts = twin.texts
+    asked = {name: (Message("user", texts[name]),) for name in ("harmful", "harmless")}
+    answers = {"complies": "harmful", "refuses": "harmful", "helps": "harmless"}
+    views = asked | {name: (*asked[to], Message("assistant", texts[name])) for name, to in answers.items()}
+    for name, view in views.items():
+        stage: Stage = "response" if name in answers else "prompt"
+        # Which of the rules are broken besides the category's is not known.
+        yield Row(f"{twin.id}-{name}", harms, view, stage, name in ("harmful", "complies"), None, "last message")
