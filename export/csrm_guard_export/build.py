@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -181,7 +182,9 @@ def _logits(folder: Path, rows: Sequence[Row]) -> list[Floats]:
 
 def _owner(row: Row) -> str:
     """Return what a held-out row was made from: its id without the variant."""
-    return row.id.split("-under-")[0].rsplit("-", 1)[0] if row.scope == "last message" else row.id
+    if row.scope != "last message":
+        return re.sub(r"-(alt|base)\d$", "", row.id)
+    return row.id.removesuffix("-kept").split("-under-")[0].rsplit("-", 1)[0]
 
 
 def _benign(rows: Sequence[Row], logits: Sequence[Floats]) -> tuple[Floats, list[Stage]]:
@@ -190,6 +193,8 @@ def _benign(rows: Sequence[Row], logits: Sequence[Floats]) -> tuple[Floats, list
     stages: list[Stage] = []
     for row, z in zip(rows, logits, strict=True):
         assert row.policy is not None, row.id
+        if row.violated is None and row.label:
+            continue  # which of its rules are broken is not known
         for rule, value in zip(row.policy.rules, z, strict=True):
             if rule.id not in (row.violated or ()):
                 kept.append(float(value))

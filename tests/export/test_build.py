@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 from csrm_guard.artifact import Manifest
 from csrm_guard.graphs import PackedGraph
 from csrm_guard.guard import Guard
+from csrm_guard.messages import Message
 from csrm_guard.onnx_model import OnnxRewardModel
-from csrm_guard.rows import parse_row
+from csrm_guard.policy import Policy, Rule
+from csrm_guard.rows import Row, parse_row
 from csrm_guard_export.__main__ import app
-from csrm_guard_export.build import build
+from csrm_guard_export.build import _benign, _owner, build
 from csrm_guard_export.onnx import export_onnx
 from csrm_guard_export.parity import ParityError, require_fp32
 from csrm_guard_export.parity import golden as inputs
@@ -117,3 +119,37 @@ def test_the_command_prints_what_it_measured(checkpoint: Path, tmp_path: Path):
     result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "fp32"), "--precision", "fp32"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["parity"]["fp32_max_abs_logit_difference"] <= 1e-4
+
+
+def held_out(key: str, *, label: bool, violated: tuple[str, ...] | None, scope: str = "last message") -> Row:
+    policy = Policy(name="p", rules=(Rule(id="a", text="A."), Rule(id="b", text="B.")))
+    return Row(key, policy, (Message("user", "Hi"),), "prompt", label, violated, scope)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("a1-1-compliant", "a1-1-strict"),
+        ("r-1-under-2", "r-1-under-3"),
+        ("g-1-m0", "g-1-m3-kept"),
+        ("t-harmful", "t-helps"),
+    ],
+)
+def test_rows_made_from_one_source_have_one_owner(keys: tuple[str, str]):
+    assert len({_owner(held_out(key, label=True, violated=None)) for key in keys}) == 1
+
+
+def test_a_talk_and_its_alternatives_have_one_owner():
+    rows = [held_out(key, label=True, violated=None, scope="any assistant turn") for key in ("k-1-alt0", "k-1-base1")]
+    assert {_owner(row) for row in rows} == {"k-1"}
+
+
+def test_quantiles_of_kept_rules_leave_out_rows_whose_broken_rules_nobody_knows():
+    rows = [
+        held_out("known", label=True, violated=("a",)),
+        held_out("unknown", label=True, violated=None),
+        held_out("safe", label=False, violated=None),
+    ]
+    kept, stages = _benign(rows, [np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([5.0, 6.0])])
+    assert kept.tolist() == [2.0, 5.0, 6.0]
+    assert stages == ["prompt"] * 3

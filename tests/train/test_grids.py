@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from csrm_guard import Message
-from csrm_guard_train.data import Authored, Grid, read_authored
-from csrm_guard_train.grids import grid_group
+from csrm_guard_train.data import Authored, read_authored
+from csrm_guard_train.grids import Grid, grid_group
 from csrm_guard_train.monitor import within_rules
 from csrm_guard_train.validation import validation_rows
 

@@ -2,10 +2,11 @@ import random
 
 import pytest
 
-from csrm_guard_train.data import Authored, Twin
+from csrm_guard.rows import parse_row
+from csrm_guard_train.data import Authored
 from csrm_guard_train.groups import Group
-from csrm_guard_train.twins import ASSIST, twin_groups
-from csrm_guard_train.validation import validation_rows
+from csrm_guard_train.twins import ASSIST, Twin, twin_groups
+from csrm_guard_train.validation import rows_to_jsonl, validation_rows
 
 TWIN = Twin(
     "t-1",
@@ -70,3 +71,10 @@ def test_held_out_twins_stand_under_all_built_in_rules():
         "t-1-harmful": True, "t-1-harmless": False, "t-1-complies": True, "t-1-refuses": False, "t-1-helps": False,
     }  # fmt: skip
     assert {row.policy.name for row in rows.values()} == {"baseline-harms"}
+
+
+def test_held_out_twins_survive_the_bulk_format():
+    rows = validation_rows(Authored((), {}, (), (), twins=(TWIN,)), 0)
+    for row, data in zip(rows, rows_to_jsonl(rows), strict=True):
+        again = parse_row(data, "here")
+        assert (again.messages, again.label, again.violated) == (row.messages, row.label, None)

@@ -21,6 +21,7 @@ from csrm_guard_train.grids import grid_group
 from csrm_guard_train.groups import Example, Group, LabelledRule, Order
 from csrm_guard_train.public import HARMFUL
 from csrm_guard_train.recipe import Mixture
+from csrm_guard_train.talks import talk_groups
 from csrm_guard_train.twins import twin_groups
 
 __all__ = ["Augmenter"]
@@ -86,6 +87,11 @@ class Augmenter:
         groups += [self.transcript(row, rng) for row in _sample(sets.transcripts, mix.transcripts, rng)]
         groups += [
             grid_group(row, self._foreigners(row.setting, rng), rng) for row in _sample(sets.grids, mix.grids, rng)
+        ]
+        groups += [
+            group
+            for row in _sample(sets.talks, mix.talks, rng)
+            for group in talk_groups(row, self._foreigners(row.setting, rng), rng)
         ]
         groups += [
             group

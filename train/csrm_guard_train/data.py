@@ -15,8 +15,11 @@ from typing import Any, TypeVar
 from csrm_guard.errors import RowError
 from csrm_guard.messages import Message, parse_messages
 from csrm_guard.rows import read_jsonl
+from csrm_guard_train.grids import Grid, read_grid
+from csrm_guard_train.talks import Talk, read_talk
+from csrm_guard_train.twins import Twin, read_twin
 
-__all__ = ["Authored", "Grid", "Item", "Ladder", "Rung", "Transcript", "Twin", "held_out", "read_authored"]
+__all__ = ["Authored", "Item", "Ladder", "Rung", "Transcript", "held_out", "read_authored"]
 
 T = TypeVar("T")
 
@@ -84,37 +87,6 @@ class Transcript:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """Conversations that differ in their last message only, under the same rules; every cell is labelled.
-
-    Attributes:
-        views: each ends with one of the alternative messages.
-        broken: per view the indices of the rules that it breaks.
-    """
-
-    id: str
-    setting: str
-    stage: str
-    rules: tuple[str, ...]
-    views: tuple[tuple[Message, ...], ...]
-    broken: tuple[frozenset[int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Twin:
-    """A harmful request of a category of `baseline-harms` and a harmless one that sounds like it, with answers.
-
-    Attributes:
-        texts: `harmful`, `harmless`, `wrapped` (the harmful one as a jailbreak; may be absent); answers to the harmful
-            one: `complies`, `refuses`, `edge` (informs without helping); to the other: `helps`, `needless` (refuses).
-    """
-
-    id: str
-    category: str
-    texts: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
 class Authored:
     """The authored sets, or a part of them; `wordings` are other texts of built-in harm rules, by their id."""
 
@@ -123,6 +95,7 @@ class Authored:
     rungs: tuple[Rung, ...]
     transcripts: tuple[Transcript, ...]
     grids: tuple[Grid, ...] = ()
+    talks: tuple[Talk, ...] = ()
     twins: tuple[Twin, ...] = ()
     wordings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -137,9 +110,10 @@ class Authored:
         rungs = parted(self.rungs, lambda row: row.category)
         transcripts = parted(self.transcripts, lambda row: row.policy)
         grids = parted(self.grids, lambda row: row.setting)
+        talks = parted(self.talks, lambda row: row.setting)
         twins = parted(self.twins, lambda row: row.id)
-        parts = zip(items, rungs, transcripts, grids, twins, strict=True)
-        train, out = (Authored(i, self.ladders, r, t, g, w, self.wordings) for i, r, t, g, w in parts)
+        parts = zip(items, rungs, transcripts, grids, talks, twins, strict=True)
+        train, out = (Authored(i, self.ladders, r, t, g, k, w, self.wordings) for i, r, t, g, k, w in parts)
         return train, out
 
 
@@ -152,7 +126,7 @@ def held_out(key: str, share: float, seed: int) -> bool:
 def read_authored(folder: Path) -> Authored:
     """Read every `items*`, `ladders*`, `rungs*` and `transcripts*` file of a folder.
 
-    Files `grids*`, `twins*` and `wordings*` may be absent.
+    Files `grids*`, `talks*`, `twins*` and `wordings*` may be absent.
 
     Raises:
         RowError: a missing set, or a row with a missing field; names file and row.
@@ -163,8 +137,9 @@ def read_authored(folder: Path) -> Authored:
         ladders={ladder.category: ladder for ladder in ladders},
         rungs=_read(folder, "rungs", _rung),
         transcripts=_read(folder, "transcripts", _transcript),
-        grids=_read(folder, "grids", _grid, optional=True),
-        twins=_read(folder, "twins", _twin, optional=True),
+        grids=_read(folder, "grids", read_grid, optional=True),
+        talks=_read(folder, "talks", read_talk, optional=True),
+        twins=_read(folder, "twins", read_twin, optional=True),
         wordings=dict(_read(folder, "wordings", lambda row: (row["category"], tuple(row["texts"])), optional=True)),
     )
 
@@ -226,20 +201,3 @@ def _transcript(row: dict[str, Any]) -> Transcript:
         messages=parse_messages(row["messages"]),
         violated=frozenset(row["violated"]),
     )
-
-
-def _grid(row: dict[str, Any]) -> Grid:
-    role = "user" if row["target"] == "prompt" else "assistant"
-    return Grid(
-        id=row["id"],
-        setting=row["setting"],
-        stage=row["target"],
-        rules=tuple(rule["text"] for rule in row["rules"]),
-        views=tuple(parse_messages([*row["context"], {"role": role, "content": text}]) for text in row["messages"]),
-        broken=tuple(frozenset(indices) for indices in row["broken"]),
-    )
-
-
-def _twin(row: dict[str, Any]) -> Twin:
-    names = ("harmful", "harmless", "wrapped", "complies", "refuses", "helps", "needless", "edge")
-    return Twin(row["id"], row["category"], {name: row[name] for name in names if row[name]})

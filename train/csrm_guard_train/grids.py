@@ -1,17 +1,49 @@
-"""Groups of a grid: each alternative message under the same rules, and the orders within each rule."""
+"""Grids: alternative last messages under the same rules, every cell labelled; their groups."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from csrm_guard_train.data import Grid
+from csrm_guard.messages import Message, parse_messages
 from csrm_guard_train.groups import Example, Group, LabelledRule, Order
 
-__all__ = ["grid_group"]
+__all__ = ["Grid", "grid_group", "read_grid"]
 
 # The rules of a grid have to be read; the others only have to be passed over.
 _READ, _PASSED = 1.5, 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Conversations that differ in their last message only, under the same rules; every cell is labelled.
+
+    Attributes:
+        views: each ends with one of the alternative messages.
+        broken: per view the indices of the rules that it breaks.
+    """
+
+    id: str
+    setting: str
+    stage: str
+    rules: tuple[str, ...]
+    views: tuple[tuple[Message, ...], ...]
+    broken: tuple[frozenset[int], ...]
+
+
+def read_grid(row: dict[str, Any]) -> Grid:
+    """Return a grid from a row of its file; KeyError: a field is missing."""
+    role = "user" if row["target"] == "prompt" else "assistant"
+    return Grid(
+        id=row["id"],
+        setting=row["setting"],
+        stage=row["target"],
+        rules=tuple(rule["text"] for rule in row["rules"]),
+        views=tuple(parse_messages([*row["context"], {"role": role, "content": text}]) for text in row["messages"]),
+        broken=tuple(frozenset(indices) for indices in row["broken"]),
+    )
 
 
 def grid_group(grid: Grid, foreign: Sequence[str], rng: random.Random) -> Group:

@@ -29,6 +29,7 @@ class Mixture(BaseModel):
         rungs: share of the severity ladders' conversations.
         transcripts: share of the multi-rule transcripts.
         grids: share of the grids (alternative messages x rules).
+        talks: share of the conversations with alternative turns.
         twins: share of the harmful and harmless requests that sound alike, with their answers.
         public: share of the public conversations, if any are given.
         strict: share of the conversations under pairs that Algorithm 1 kept and under proposed rules,
@@ -51,6 +52,7 @@ class Mixture(BaseModel):
     rungs: Share = 0.5
     transcripts: Share = 1.0
     grids: Share = 1.0
+    talks: Share = 1.0
     twins: Share = 1.0
     public: Share = 1.0
     strict: Share = 1.0

@@ -1,4 +1,4 @@
-"""Groups of a twin: a harmful and a harmless request that sound alike, and their answers, under harm rules.
+"""Twins: a harmful and a harmless request that sound alike, and their answers; their groups under harm rules.
 
 Answers are judged apart from requests: where a harmful request was refused, the answer keeps the rules. The
 pseudo-answer "Sure. REQUEST" is how over-refusal benchmarks ask an answer's judge about a request (paper, table 4).
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from csrm_guard.messages import Message
-from csrm_guard_train.data import Twin
 from csrm_guard_train.groups import Example, Group, LabelledRule, Order
 
-__all__ = ["ASSIST", "twin_groups"]
+__all__ = ["ASSIST", "Twin", "read_twin", "twin_groups"]
 
 # In `wordings`: rules that ask for help where there is no harm.
 ASSIST = "assist"
@@ -25,6 +26,26 @@ _ANSWERS: Mapping[str, str] = {
     "complies": "harmful", "refuses": "harmful", "edge": "harmful", "sure-harmful": "harmful",
     "helps": "harmless", "needless": "harmless", "sure-harmless": "harmless",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A harmful request of a category of `baseline-harms` and a harmless one that sounds like it, with answers.
+
+    Attributes:
+        texts: `harmful`, `harmless`, `wrapped` (the harmful one as a jailbreak; may be absent); answers to the harmful
+            one: `complies`, `refuses`, `edge` (informs without helping); to the other: `helps`, `needless` (refuses).
+    """
+
+    id: str
+    category: str
+    texts: Mapping[str, str]
+
+
+def read_twin(row: dict[str, Any]) -> Twin:
+    """Return a twin from a row of its file; KeyError: a field is missing."""
+    names = ("harmful", "harmless", "wrapped", "complies", "refuses", "helps", "needless", "edge")
+    return Twin(row["id"], row["category"], {name: row[name] for name in names if row[name]})
 
 
 def twin_groups(

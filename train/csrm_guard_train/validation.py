@@ -9,7 +9,10 @@ from typing import Any
 from csrm_guard.messages import Message, Stage
 from csrm_guard.policy import Policy, Rule
 from csrm_guard.rows import Row, Scope
-from csrm_guard_train.data import Authored, Grid, Item, Rung, Transcript, Twin
+from csrm_guard_train.data import Authored, Item, Rung, Transcript
+from csrm_guard_train.grids import Grid
+from csrm_guard_train.talks import Talk
+from csrm_guard_train.twins import Twin
 
 __all__ = ["rows_to_jsonl", "validation_rows"]
 
@@ -26,6 +29,7 @@ def validation_rows(authored: Authored, seed: int) -> list[Row]:
     rows += [row for rung in authored.rungs for row in _rung(rung, authored, rng)]
     rows += [_transcript(row) for row in authored.transcripts]
     rows += [row for grid in authored.grids for row in _grid(grid)]
+    rows += [row for talk in authored.talks for row in _talk(talk)]
     harms = Policy.builtin("baseline-harms")
     rows += [row for twin in authored.twins for row in _twin(twin, harms)]
     return rows
@@ -39,15 +43,15 @@ def rows_to_jsonl(rows: list[Row]) -> list[dict[str, Any]]:
 def _to_object(row: Row) -> dict[str, Any]:
     assert row.policy is not None, row.id
     rules = [{"id": rule.id, "text": rule.text} for rule in row.policy.rules]
-    return {
+    found = {
         "id": row.id,
         "policy": {"name": row.policy.name, "rules": rules},
         "messages": [{"role": m.role, "content": m.content} for m in row.messages],
         "stage": row.stage,
         "label": "unsafe" if row.label else "safe",
-        "violated": list(row.violated or ()),
         "scope": row.scope,
     }
+    return found if row.violated is None else {**found, "violated": list(row.violated)}
 
 
 def _row(
@@ -102,6 +106,17 @@ def _grid(grid: Grid) -> Iterator[Row]:
         if broken:
             kept = [rule for i, rule in enumerate(rules) if i not in broken]
             yield _row(f"{grid.id}-m{at}-kept", kept, view, (), stage=stage)
+
+
+def _talk(talk: Talk) -> Iterator[Row]:
+    """Yield the conversation as it is and with each alternative, any assistant turn judged, as often safe as not."""
+    rules = [(f"r{i}", text) for i, text in enumerate(talk.rules)]
+    for at, other in enumerate(talk.alternatives[:2]):
+        said = (*talk.view(other.turn, other.text), *talk.messages[other.turn + 1 :])
+        broken = tuple(f"r{i}" for i in sorted(other.broken))
+        yield _row(f"{talk.id}-alt{at}", rules, said, broken, scope="any assistant turn")
+        kept = [rule for i, rule in enumerate(rules) if at == 0 or i not in other.broken]
+        yield _row(f"{talk.id}-base{at}", kept, talk.messages, (), scope="any assistant turn")
 
 
 def _twin(twin: Twin, harms: Policy) -> Iterator[Row]:
