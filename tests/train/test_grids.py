@@ -1,5 +1,6 @@
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,18 @@ def test_orders_stay_within_a_rule_and_point_from_broken_to_kept():
 def test_all_messages_keep_the_rules_of_others():
     group = grid_group(GRID, ["Never mention trams."], random.Random(0))
     assert all(not e.rules[-1].violated and e.rules[-1].text == "Never mention trams." for e in group.examples)
+
+
+def test_what_two_readers_saw_differently_has_no_label():
+    grid = replace(GRID, unclear=frozenset({(0, 0), (3, 2)}))
+    group = grid_group(grid, [], random.Random(0))
+    weights = {(e, rule.text): rule.weight for e, example in enumerate(group.examples) for rule in example.rules}
+    assert [place for place, weight in weights.items() if weight == 0.0] == [(0, GRID.rules[0]), (3, GRID.rules[2])]
+    assert not any(
+        0.0 in (weights[e, group.examples[e].rules[r].text] for e, r in (o.more, o.less)) for o in group.orders
+    )
+    rows = {row.id: row for row in validation_rows(Authored((), {}, (), (), grids=(grid,)), 0)}
+    assert [rule.id for rule in rows["g-1-m0"].policy.rules] == ["r1", "r2", "r3"]
 
 
 def test_a_broken_message_is_also_held_out_under_the_rules_it_keeps():

@@ -23,6 +23,7 @@ class Grid:
     Attributes:
         views: each ends with one of the alternative messages.
         broken: per view the indices of the rules that it breaks.
+        unclear: (view, rule) on which two readers did not agree; no label.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Grid:
     rules: tuple[str, ...]
     views: tuple[tuple[Message, ...], ...]
     broken: tuple[frozenset[int], ...]
+    unclear: frozenset[tuple[int, int]] = frozenset()
 
 
 def read_grid(row: dict[str, Any]) -> Grid:
@@ -43,6 +45,7 @@ def read_grid(row: dict[str, Any]) -> Grid:
         rules=tuple(rule["text"] for rule in row["rules"]),
         views=tuple(parse_messages([*row["context"], {"role": role, "content": text}]) for text in row["messages"]),
         broken=tuple(frozenset(indices) for indices in row["broken"]),
+        unclear=frozenset((view, rule) for view, rule in row.get("unclear", ())),
     )
 
 
@@ -59,18 +62,21 @@ def grid_group(grid: Grid, foreign: Sequence[str], rng: random.Random) -> Group:
     order = list(range(len(grid.rules)))
     rng.shuffle(order)
     passed = tuple(LabelledRule(text, False, f"{grid.id}/foreign", (), _PASSED) for text in foreign)
-    examples = tuple(
-        Example(
-            (view,),
-            (*(LabelledRule(grid.rules[i], i in broken, f"{grid.id}/{i}", (), _READ) for i in order), *passed),
+
+    def labelled(view: int) -> tuple[LabelledRule, ...]:
+        weights = [0.0 if (view, i) in grid.unclear else _READ for i in order]
+        own = zip(order, weights, strict=True)
+        return (
+            *(LabelledRule(grid.rules[i], i in grid.broken[view], f"{grid.id}/{i}", (), w) for i, w in own),
+            *passed,
         )
-        for view, broken in zip(grid.views, grid.broken, strict=True)
-    )
+
+    examples = tuple(Example((messages,), labelled(view)) for view, messages in enumerate(grid.views))
     orders = tuple(
         Order((more, at), (less, at))
         for at, i in enumerate(order)
         for more, breaks in enumerate(grid.broken)
         for less, keeps in enumerate(grid.broken)
-        if i in breaks and i not in keeps
+        if i in breaks and i not in keeps and not {(more, i), (less, i)} & grid.unclear
     )
     return Group(grid.id, examples, orders)

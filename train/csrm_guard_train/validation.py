@@ -100,11 +100,12 @@ def _transcript(row: Transcript) -> Row:
 def _grid(grid: Grid) -> Iterator[Row]:
     """Yield each message under all rules and, where it breaks some, under those alone that it keeps."""
     stage: Stage = "prompt" if grid.stage == "prompt" else "response"
-    rules = [(f"r{i}", text) for i, text in enumerate(grid.rules)]
     for at, (view, broken) in enumerate(zip(grid.views, grid.broken, strict=True)):
-        yield _row(f"{grid.id}-m{at}", rules, view, tuple(f"r{i}" for i in sorted(broken)), stage=stage)
-        if broken:
-            kept = [rule for i, rule in enumerate(rules) if i not in broken]
+        rules = [(f"r{i}", text) for i, text in enumerate(grid.rules) if (at, i) not in grid.unclear]
+        violated = tuple(name for name, _ in rules if int(name[1:]) in broken)
+        yield _row(f"{grid.id}-m{at}", rules, view, violated, stage=stage)
+        kept = [rule for rule in rules if rule[0] not in violated]
+        if violated and kept:
             yield _row(f"{grid.id}-m{at}-kept", kept, view, (), stage=stage)
 
 
