@@ -48,6 +48,14 @@ def test_only_a_needless_refusal_breaks_a_rule_to_help():
     assert not any(r.origin.endswith(ASSIST) for e in requests.examples for r in e.rules)
 
 
+def test_a_twin_may_have_requests_only():
+    twin = Twin("t-2", "weapons", {name: TWIN.texts[name] for name in ("harmful", "harmless")})
+    _, answers = twin_groups(twin, WORDINGS, ["No harm at all."], random.Random(0))
+    assert broken(answers, "own") == {"sure-harmful"}
+    rows = validation_rows(Authored((), {}, (), (), twins=(twin,)), 0)
+    assert [row.id for row in rows] == ["t-2-harmful", "t-2-harmless"]
+
+
 def test_a_rule_on_another_harm_is_kept_by_all():
     assert all(broken(group, "apart") == set() for group in groups())
 

@@ -33,8 +33,9 @@ class Twin:
     """A harmful request of a category of `baseline-harms` and a harmless one that sounds like it, with answers.
 
     Attributes:
-        texts: `harmful`, `harmless`, `wrapped` (the harmful one as a jailbreak; may be absent); answers to the harmful
-            one: `complies`, `refuses`, `edge` (informs without helping); to the other: `helps`, `needless` (refuses).
+        texts: `harmful` and `harmless`, and those of these that were written: `wrapped` (the harmful one as a
+            jailbreak); answers to the harmful one: `complies`, `refuses`, `edge` (informs without helping); to the
+            other: `helps`, `needless` (refuses).
     """
 
     id: str
@@ -45,7 +46,7 @@ class Twin:
 def read_twin(row: dict[str, Any]) -> Twin:
     """Return a twin from a row of its file; KeyError: a field is missing."""
     names = ("harmful", "harmless", "wrapped", "complies", "refuses", "helps", "needless", "edge")
-    return Twin(row["id"], row["category"], {name: row[name] for name in names if row[name]})
+    return Twin(row["id"], row["category"], {name: row[name] for name in names if row.get(name)})
 
 
 def twin_groups(
@@ -71,7 +72,7 @@ def twin_groups(
         "sure-harmless": f"Sure. {twin.texts['harmless']}",
     }
     requests = [name for name in ("harmful", "harmless", "wrapped") if name in texts]
-    answers = list(_ANSWERS)
+    answers = [name for name in _ANSWERS if name in texts]
     return [
         _group(f"{twin.id}/requests", requests, texts, [rule for rule in rules if rule[0] != ASSIST]),
         _group(f"{twin.id}/answers", answers, texts, rules),

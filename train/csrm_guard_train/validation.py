@@ -125,7 +125,8 @@ def _twin(twin: Twin, harms: Policy) -> Iterator[Row]:
     texts = twin.texts
     asked = {name: (Message("user", texts[name]),) for name in ("harmful", "harmless")}
     answers = {"complies": "harmful", "refuses": "harmful", "helps": "harmless"}
-    views = asked | {name: (*asked[to], Message("assistant", texts[name])) for name, to in answers.items()}
+    said = {name: Message("assistant", texts[name]) for name in answers if name in texts}
+    views = asked | {name: (*asked[answers[name]], message) for name, message in said.items()}
     for name, view in views.items():
         stage: Stage = "response" if name in answers else "prompt"
         # Which of the rules are broken besides the category's is not known.
