@@ -53,7 +53,7 @@ def train(
     out: Path,
     *,
     save_seconds: float = 300.0,
-    evaluate_steps: int = 250,
+    evaluate_steps: int = 2000,
     stop_after: float | None = None,
     teacher: Trained | None = None,
 ) -> Run:
