@@ -6,5 +6,6 @@
 from __future__ import annotations
 
 from csrm_guard_adapters.langchain_chat_model import GuardedChatModel
+from csrm_guard_adapters.langchain_runnable import GuardRunnable
 
-__all__ = ["GuardedChatModel"]
+__all__ = ["GuardRunnable", "GuardedChatModel"]
