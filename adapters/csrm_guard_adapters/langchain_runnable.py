@@ -107,9 +107,10 @@ class GuardRunnable(Runnable[Any, Any]):
             yield from self._let_out(chunks)
             source.close()
 
+        # A name, and no `yield from`: a reader that leaves would end LangChain's loop first, which then reads on.
+        traced = self._transform_stream_with_config(source, passed, config)
         try:
-            # No `yield from`: a reader that leaves would be told to LangChain's loop first, which reads on.
-            for chunk in self._transform_stream_with_config(source, passed, config):  # noqa: UP028
+            for chunk in traced:  # noqa: UP028
                 yield chunk
         finally:
             source.close()
@@ -125,8 +126,9 @@ class GuardRunnable(Runnable[Any, Any]):
                 yield chunk
             await source.aclose()
 
+        traced = self._atransform_stream_with_config(source, passed, config)
         try:
-            async for chunk in self._atransform_stream_with_config(source, passed, config):
+            async for chunk in traced:
                 yield chunk
         finally:
             await source.aclose()
