@@ -8,13 +8,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from csrm_guard_adapters.langchain_best_of_n import BestOfN
 from csrm_guard_adapters.langchain_chat_model import GuardedChatModel
 from csrm_guard_adapters.langchain_runnable import GuardRunnable
 
 if TYPE_CHECKING:
     from csrm_guard_adapters.langchain_middleware import GuardMiddleware
 
-__all__ = ["GuardMiddleware", "GuardRunnable", "GuardedChatModel"]
+__all__ = ["BestOfN", "GuardMiddleware", "GuardRunnable", "GuardedChatModel"]
 
 
 def __getattr__(name: str) -> object:
