@@ -1,7 +1,4 @@
 import asyncio
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -17,6 +14,7 @@ from pydantic import BaseModel
 from csrm_guard import Blocked, Guard
 from csrm_guard.checks import pii_check
 from csrm_guard_adapters.langchain import GuardedChatModel, GuardMiddleware
+from tests.fresh import python
 from tests.scripted import Scripted, guard, scripted
 
 RAN: list[str] = []
@@ -316,8 +314,4 @@ def test_without_langchain_the_error_names_the_fix():
         "from csrm_guard_adapters.langchain import GuardedChatModel\n"
         "from csrm_guard_adapters.langchain import GuardMiddleware"
     )
-    paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}
-    )
-    assert 'GuardMiddleware needs LangChain\'s agents: pip install "langchain>=1.4"' in done.stderr
+    assert 'GuardMiddleware needs LangChain\'s agents: pip install "langchain>=1.4"' in python(code).stderr
