@@ -208,7 +208,10 @@ def test_an_unknown_role_is_an_error():
 
 
 class TestStandard(ChatModelUnitTests):
-    """LangChain's own suite for chat models."""
+    """LangChain's own suite for chat models.
+
+    Skipped: `test_init_from_env` (a guard does not come from environment variables), `test_serdes` (nor from JSON).
+    """
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:

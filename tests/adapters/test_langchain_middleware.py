@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from csrm_guard import Blocked, Guard
 from csrm_guard.checks import pii_check
+from csrm_guard.testing import ChatServer
 from csrm_guard_adapters.langchain import GuardedChatModel, GuardMiddleware
 from tests.fresh import python
 from tests.scripted import Scripted, guard, scripted
@@ -295,6 +296,17 @@ def test_a_structured_answer_of_a_model_that_another_chose_does_not_outlive_its_
     found = made.invoke({"messages": [("user", "How?")]})
     assert found.get("structured_response") is None
     assert "bombard" not in repr(found["messages"])
+
+
+@pytest.mark.parametrize(("name", "said"), [("kettle", Item(name="kettle")), ("bombard", None)])
+def test_a_structured_answer_by_the_vendors_own_way_passes_or_ends_the_turn(name: str, said: Item | None):
+    chat = pytest.importorskip("langchain_openai").ChatOpenAI
+    with ChatServer(f'{{"name": "{name}"}}') as server:
+        made = agent(chat(model="gpt-4o", base_url=server.url, api_key="none"), tools=[], response_format=Item)
+        found = made.invoke({"messages": [("user", "How?")]})
+        assert "response_format" in server.requests[0]
+    assert found.get("structured_response") == said
+    assert (found["messages"][-1].content == "Sorry.") == (said is None)
 
 
 def test_two_guards_watch_one_agent():

@@ -1,8 +1,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
@@ -289,3 +292,36 @@ def test_a_stream_that_blocks_ends_with_the_exception():
     with pytest.raises(Blocked):
         read((scripted("All is well. Take a bomb. More.") | GuardRunnable(guard())).stream("How?"))
     assert "".join(seen).strip() == "All is well."
+
+
+@given(
+    sentences=st.lists(st.sampled_from(["All is well. ", "Take a bomb. ", "Tea!\n", "And so on "]), max_size=8),
+    cuts=st.lists(st.integers(0, 100), max_size=20),
+    as_text=st.booleans(),
+    fast=st.booleans(),
+)
+@settings(deadline=None, max_examples=150)
+def test_whatever_the_chunks_nothing_of_a_violating_sentence_leaves(
+    sentences: list[str], cuts: list[int], as_text: bool, fast: bool
+):
+    text = "".join(sentences)
+    ends = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces = [text[a:b] for a, b in pairwise(ends)]
+    step = GuardRunnable(guard(), stage="response", on_block="return")
+    chunks = pieces if as_text else [AIMessageChunk(piece) for piece in pieces]
+    found = list(step.transform(iter(chunks))) if fast else asyncio.run(collected(step, chunks))
+    seen = "".join(chunk if as_text else chunk.content for chunk in found)
+    before = text.partition("Take")[0]
+    if "bomb" in text:
+        assert seen.endswith("Sorry.")
+        assert before.startswith(seen.removesuffix("Sorry."))
+    else:
+        assert seen == text
+
+
+async def collected(step: GuardRunnable, chunks: list[Any]) -> list[Any]:
+    async def source() -> AsyncIterator[Any]:
+        for chunk in chunks:
+            yield chunk
+
+    return [chunk async for chunk in step.atransform(source())]
