@@ -36,5 +36,5 @@ $(VENV)/.core: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable ".[cpu,train,export,hub,openai,langchain]" --group dev
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable ".[cpu,train,export,hub,openai,langchain,otel,presidio]" --group dev
 	touch $@ $(VENV)/.core

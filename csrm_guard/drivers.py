@@ -7,7 +7,7 @@ import contextvars
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from csrm_guard.flow import Cancel, Finish, Request, Start, Step
 from csrm_guard.messages import Message
@@ -24,10 +24,18 @@ Chunk = TypeVar("Chunk")
 Views = Sequence[tuple[Message, ...]]
 
 
+def _uncalled(request: Request) -> NoReturn:
+    raise AssertionError("this flow only judges")
+
+
+async def _auncalled(request: Request) -> NoReturn:
+    raise AssertionError("this flow only judges")
+
+
 def drive(
     flow: Generator[Step, Any, Result],
     judge: Callable[[Views], list[Verdict]],
-    call: Callable[[Request], Reply],
+    call: Callable[[Request], Reply] = _uncalled,
     discard: Callable[[Reply], None] = lambda reply: None,
 ) -> Result:
     """Run a flow to its end in this thread.
@@ -35,7 +43,7 @@ def drive(
     Args:
         flow: what to do.
         judge: returns a verdict per conversation, such as `Guard.score`.
-        call: asks the model.
+        call: asks the model; a flow that only judges needs none.
         discard: takes the reply of a call that was given up, whenever it comes, to close it and count its tokens.
 
     Raises:
@@ -57,7 +65,7 @@ def drive(
 async def adrive(
     flow: Generator[Step, Any, Result],
     judge: Callable[[Views], Awaitable[list[Verdict]]],
-    call: Callable[[Request], Awaitable[Reply]],
+    call: Callable[[Request], Awaitable[Reply]] = _auncalled,
     discard: Callable[[Reply], Awaitable[None]] | None = None,
 ) -> Result:
     """Run a flow to its end in asyncio; a call that is given up is cancelled, and so is it with the caller."""

@@ -8,13 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from csrm_guard.checks import Check, find_all
 from csrm_guard.decision import checked, decide, overlook, refuse, unchecked
 from csrm_guard.errors import Blocked, MessageError, PolicyError, ScoringError
 from csrm_guard.messages import Message, MessagesLike, Stage, parse_messages, stages_of
 from csrm_guard.model import AsyncRewardModel, Reading, RewardModel, ScoringRequest
+from csrm_guard.observers import Observer, Observers
 from csrm_guard.policy import MAX_RULES, Policy, Rule
 from csrm_guard.ranking import Objective, Ranking, rank
 from csrm_guard.resilience import Resilient
@@ -28,14 +28,6 @@ logging.getLogger("csrm_guard").addHandler(logging.NullHandler())
 
 # About 50,000 tokens: beyond this a judgement takes minutes, which no caller expects.
 MAX_MESSAGE_CHARS = 200_000
-
-
-class Observer(Protocol):
-    """Told of every verdict: an audit log, telemetry. Errors that it raises are logged and change nothing."""
-
-    def __call__(self, messages: tuple[Message, ...], verdict: Verdict, policy: Policy, /) -> None:
-        """Take note of the verdict on the last message."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +78,7 @@ class Guard:
         scorer = model if model is not None else _default_model() if read else _NoModel()
         self.model = scorer if deadline is None else _within(scorer, deadline)
         self._max_chars = max_chars
-        self._observers = tuple(observers)
+        self._observers = Observers(self.policy, observers)
         self._thresholds = {rule.id: self._threshold(rule) for rule in self.policy.rules}
         self._applicable: dict[tuple[Stage, ...], tuple[tuple[Rule, ...], tuple[Rule, ...], tuple[Rule, ...]]] = {}
 
@@ -150,11 +142,13 @@ class Guard:
         """
         questions = [self._question(item, stage) for item in items]
         requests = _requests(questions)
-        try:
-            readings: list[Reading] | Exception = self._valid(requests, self.model.score(requests) if requests else [])
-        except Exception as exc:
-            readings = exc
-        return self._settled(questions, readings)
+        with self._observers.watched(len(questions)):
+            try:
+                found = self.model.score(requests) if requests else []
+                readings: list[Reading] | Exception = self._valid(requests, found)
+            except Exception as exc:
+                readings = exc
+            return self._settled(questions, readings)
 
     async def ascore(self, items: Sequence[MessagesLike], stage: Stage | None = None) -> list[Verdict]:
         """Return what `score` returns without blocking the event loop.
@@ -166,12 +160,13 @@ class Guard:
             return await asyncio.to_thread(self.score, items, stage)
         questions = [self._question(item, stage) for item in items]
         requests = _requests(questions)
-        try:
-            found = await self.model.ascore(requests) if requests else []
-            readings: list[Reading] | Exception = self._valid(requests, found)
-        except Exception as exc:
-            readings = exc
-        return self._settled(questions, readings)
+        with self._observers.watched(len(questions)):
+            try:
+                found = await self.model.ascore(requests) if requests else []
+                readings: list[Reading] | Exception = self._valid(requests, found)
+            except Exception as exc:
+                readings = exc
+            return self._settled(questions, readings)
 
     def _settled(self, questions: Sequence[_Question], readings: list[Reading] | Exception) -> list[Verdict]:
         if isinstance(readings, Exception):
@@ -186,7 +181,7 @@ class Guard:
         if self.shadow:
             verdicts = [overlook(verdict) for verdict in verdicts]
         for question, verdict in zip(questions, verdicts, strict=True):
-            self._tell(question.messages, verdict)
+            self._observers.tell(question.messages, verdict)
         return verdicts
 
     def _valid(self, requests: Sequence[ScoringRequest], readings: list[Reading]) -> list[Reading]:
@@ -246,14 +241,6 @@ class Guard:
             else:
                 results.append(checked(self.policy, rule, found, q, threshold))
         return results, error
-
-    def _tell(self, messages: tuple[Message, ...], verdict: Verdict) -> None:
-        for observer in self._observers:
-            try:
-                observer(messages, verdict, self.policy)
-            except Exception:
-                # A full disk must not decide what users may say; it is logged and the verdict stands.
-                logger.exception("observer %r failed", observer)
 
     def _question(self, item: MessagesLike, stage: Stage | None) -> _Question:
         messages = parse_messages(item, stage)

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -114,7 +114,8 @@ class ChatServer:
     """An OpenAI-compatible server on loopback: real HTTP, scripted answers. Use it in a `with` block.
 
     Args:
-        replies: in the order of the calls; a string is a reply of one choice. The last one is repeated.
+        replies: in the order of the calls; a string is a reply of one choice, a function is given the body of the
+            request. The last one is repeated.
 
     Attributes:
         requests: bodies that were received.
@@ -122,8 +123,9 @@ class ChatServer:
         aborted: streams whose reader went away before their end.
     """
 
-    def __init__(self, *replies: Reply | str) -> None:
-        self._replies = [Reply((reply,)) if isinstance(reply, str) else reply for reply in replies] or [Reply()]
+    def __init__(self, *replies: Reply | str | Callable[[dict[str, Any]], Reply]) -> None:
+        said = [Reply((reply,)) if isinstance(reply, str) else reply for reply in replies]
+        self._replies: list[Reply | Callable[[dict[str, Any]], Reply]] = [*said] or [Reply()]
         self.requests: list[dict[str, Any]] = []
         self.streamed: list[int] = []
         self.aborted = 0
@@ -161,7 +163,8 @@ class ChatServer:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         with self._lock:
             self.requests.append(body)
-            reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
+            found = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
+        reply = found if isinstance(found, Reply) else found(body)
         time.sleep(reply.delay)
         try:
             if reply.status >= 400:

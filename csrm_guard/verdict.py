@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +117,12 @@ class Verdict:
     def violated(self) -> tuple[RuleResult, ...]:
         """The violated rules, the most violated first."""
         return tuple(rule for rule in self.rules if rule.violated)
+
+    @property
+    def error_type(self) -> str | None:
+        """The class of what failed; its text may quote the message and is left out of logs."""
+        found = re.match(r"(?:check [^:]*: )?(\w+)", self.error or "")
+        return found[1] if found else None
 
     def summary(self) -> str:
         """Return the decision in one line for people."""

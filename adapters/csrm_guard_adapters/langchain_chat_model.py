@@ -13,7 +13,7 @@ from typing import Any, Literal
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableParallel, RunnableSequence
 from pydantic import ConfigDict, Field, InstanceOf
@@ -21,17 +21,9 @@ from pydantic import ConfigDict, Field, InstanceOf
 from csrm_guard import Blocked, Guard, Message, Verdict
 from csrm_guard.drivers import adrive, apump, drive, pump
 from csrm_guard.flow import Admission, Ending, Outcome, Request, admit, converse
-from csrm_guard.stream import Ended, Gated, Mode, Passed, StreamGate
-from csrm_guard_adapters.langchain_messages import (
-    as_message,
-    as_messages,
-    changed,
-    closing,
-    edited,
-    gated,
-    noted,
-    written,
-)
+from csrm_guard.stream import Gated, Mode
+from csrm_guard_adapters.langchain_messages import as_message, as_messages, edited, gated, noted, written
+from csrm_guard_adapters.langchain_outlet import Outlet
 
 __all__ = ["GuardedChatModel"]
 
@@ -156,14 +148,15 @@ class GuardedChatModel(BaseChatModel):
 
         talk = as_messages(messages)
         admission = drive(admit(self.guard.policy, talk, judged=self.judged), self.guard.score, ask)
-        outlet = _Outlet(self, talk, admission)
+        outlet = self._outlet(talk, admission)
         if admission.reply is None:
-            yield outlet.instead()
+            assert admission.stopped is not None
+            yield _chunk(outlet.instead(admission.stopped, admission.ending))
             return
         try:
             for out in pump(outlet.gate, self.guard.score, map(gated, admission.reply)):
-                yield outlet.chunk(out)
-            yield from outlet.rest()
+                yield _chunk(outlet.message(out))
+            yield from map(_chunk, outlet.rest())
         finally:
             _close(admission.reply)
 
@@ -179,9 +172,10 @@ class GuardedChatModel(BaseChatModel):
 
         talk = as_messages(messages)
         admission = await adrive(admit(self.guard.policy, talk, judged=self.judged), self.guard.ascore, ask)
-        outlet = _Outlet(self, talk, admission)
+        outlet = self._outlet(talk, admission)
         if admission.reply is None:
-            yield outlet.instead()
+            assert admission.stopped is not None
+            yield _chunk(outlet.instead(admission.stopped, admission.ending))
             return
         upstream = admission.reply
 
@@ -191,15 +185,20 @@ class GuardedChatModel(BaseChatModel):
 
         try:
             async for out in apump(outlet.gate, self.guard.ascore, read()):
-                yield outlet.chunk(out)
-            for chunk in outlet.rest():
-                yield chunk
+                yield _chunk(outlet.message(out))
+            for message in outlet.rest():
+                yield _chunk(message)
         finally:
             await _aclose(upstream)
 
     def _flow(self, messages: list[BaseMessage]) -> Any:
         talk, policy = as_messages(messages), self.guard.policy
         return converse(policy, talk, _read, speculative=self.speculative, judged=self.judged)
+
+    def _outlet(self, talk: tuple[Message, ...], admission: Admission[Any]) -> Outlet:
+        sent = tuple(replace(m, content=admission.edits.get(i, m.content)) for i, m in enumerate(talk))
+        before = [(v, _ending(v, admission)) for v in admission.verdicts]
+        return Outlet(self.guard.policy, sent, self.stream_mode, self.stop, before)
 
     def _result(self, outcome: Outcome[BaseMessage]) -> ChatResult:
         found: list[tuple[Verdict, Ending]] = [(v, _ending(v, outcome.admission)) for v in outcome.admission.verdicts]
@@ -231,44 +230,8 @@ class GuardedChatModel(BaseChatModel):
         return AIMessage(self.guard.policy.defaults.fallback, response_metadata={"finish_reason": reason})
 
 
-class _Outlet:
-    """What a gate lets out, as chunks; the last one carries the verdicts."""
-
-    def __init__(self, model: GuardedChatModel, talk: tuple[Message, ...], admission: Admission[Any]) -> None:
-        sent = tuple(replace(m, content=admission.edits.get(i, m.content)) for i, m in enumerate(talk))
-        self.gate: StreamGate[Any] = StreamGate(model.guard.policy, sent, mode=model.stream_mode)
-        self._model, self._admission, self._over = model, admission, False
-        self._before: list[tuple[Verdict, Ending]] = [(v, _ending(v, admission)) for v in admission.verdicts]
-
-    def instead(self) -> ChatGenerationChunk:
-        """Return the chunk that stands in for a call that was not made."""
-        verdict, ending = self._admission.stopped, self._admission.ending
-        assert verdict is not None
-        self._model.stop(verdict, ending)
-        said = closing(ending, self._model.guard.policy.defaults.fallback)
-        return ChatGenerationChunk(message=noted(said, self._before))
-
-    def chunk(self, out: Passed[Any] | Ended) -> ChatGenerationChunk:
-        """Return what leaves as a chunk of this model."""
-        if isinstance(out, Ended):
-            self._over = True
-            self._model.stop(out.verdict, out.ending)
-            message = noted(closing(out.ending, out.text), [*self._before, (out.verdict, out.ending)])
-        else:
-            message = changed(out.chunk, out.texts)
-            if getattr(message, "chunk_position", None) == "last":
-                self._over = True
-                message = noted(message, self._found())
-        return ChatGenerationChunk(message=message)
-
-    def rest(self) -> Iterator[ChatGenerationChunk]:
-        """Yield a last chunk with the verdicts, if the model did not say which was the last."""
-        if not self._over:
-            yield ChatGenerationChunk(message=noted(AIMessageChunk(content="", chunk_position="last"), self._found()))
-
-    def _found(self) -> list[tuple[Verdict, Ending]]:
-        after = zip(self.gate.verdicts.values(), self.gate.endings, strict=True)
-        return [*self._before, *after]
+def _chunk(message: Any) -> ChatGenerationChunk:
+    return ChatGenerationChunk(message=message)
 
 
 def _read(reply: BaseMessage) -> list[Message]:

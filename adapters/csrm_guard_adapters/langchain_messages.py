@@ -14,11 +14,13 @@ from csrm_guard.messages import Role
 from csrm_guard.stream import Gated, Key, Part
 
 __all__ = [
-    "as_message", "as_messages", "changed", "closing", "edited", "gated", "noted", "notes_of", "reasoning_of",
-    "text_of", "with_text", "written",
+    "CANDIDATES", "NOTES", "as_message", "as_messages", "changed", "closing", "edited", "gated", "note", "noted",
+    "notes_of", "reasoning_of", "text_of", "with_text", "written",
 ]  # fmt: skip
 
+# In the metadata of a message.
 NOTES = "csrm_guard"
+CANDIDATES = "csrm_guard_candidates"
 
 # By LangChain's message type, or by the role of a ChatMessage.
 _ROLES: dict[str, Role] = {
@@ -104,7 +106,7 @@ def closing(ending: Ending, text: str) -> AIMessageChunk:
 
 def noted(message: Any, found: Sequence[tuple[Verdict, Ending]]) -> Any:
     """Return a message with verdicts, and what was done, in its metadata after those that are there."""
-    notes = [*message.response_metadata.get(NOTES, ()), *(_note(verdict, ending) for verdict, ending in found)]
+    notes = [*message.response_metadata.get(NOTES, ()), *(note(verdict, ending) for verdict, ending in found)]
     return message.model_copy(update={"response_metadata": {**message.response_metadata, NOTES: notes}})
 
 
@@ -141,7 +143,7 @@ def _reason(ending: Ending) -> dict[str, str]:
     return {"finish_reason": "content_filter" if ending == "blocked" else "stop"}
 
 
-def _note(verdict: Verdict, ending: Ending) -> dict[str, Any]:
+def note(verdict: Verdict, ending: Ending) -> dict[str, Any]:
     """Return what a trace should keep of a verdict."""
     return {
         "allowed": verdict.allowed,

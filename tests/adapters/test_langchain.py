@@ -1,6 +1,4 @@
 import asyncio
-import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,61 +13,15 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from csrm_guard import Blocked, Guard, Policy
+from csrm_guard import Blocked, Guard
 from csrm_guard.checks import pii_check
-from csrm_guard.testing import KeywordRewardModel
 from csrm_guard_adapters.langchain import GuardedChatModel
 from csrm_guard_adapters.langchain_messages import as_message
-
-STAGES = ["prompt", "response", "tool_call", "tool_result"]
-
-
-def guard(action: str = "block", check: Any = None) -> Guard:
-    rule = {"id": "bombs", "text": "No bombs.", "action": action, "stages": STAGES}
-    policy = Policy.from_dict({"name": "p", "defaults": {"fallback": "Sorry."}, "rules": [rule]})
-    return Guard(policy, KeywordRewardModel("bomb"), checks={"bombs": check} if check else None)
-
-
-class Scripted(BaseChatModel):
-    """Says what it is told, word by word; the last answer is repeated."""
-
-    answers: list[AIMessage] = [AIMessage("All is well. Goodbye now.")]  # noqa: RUF012
-    asked: list[list[BaseMessage]] = []  # noqa: RUF012
-
-    @property
-    def _llm_type(self) -> str:
-        return "scripted"
-
-    def _next(self, messages: list[BaseMessage]) -> AIMessage:
-        self.asked.append(messages)
-        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-
-    def _generate(self, messages, stop=None, run_manager=None, **kwargs) -> ChatResult:
-        return ChatResult(generations=[ChatGeneration(message=self._next(messages))])
-
-    def _stream(self, messages, stop=None, run_manager=None, **kwargs) -> Iterator[ChatGenerationChunk]:
-        said = self._next(messages)
-        for word in str(said.content).split(" "):
-            yield ChatGenerationChunk(message=AIMessageChunk(word + " "))
-        for i, call in enumerate(said.tool_calls):
-            chunk = {"name": call["name"], "args": json.dumps(call["args"]), "id": call["id"], "index": i}
-            yield ChatGenerationChunk(message=AIMessageChunk("", tool_call_chunks=[chunk]))
-        usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
-        yield ChatGenerationChunk(message=AIMessageChunk("", usage_metadata=usage, chunk_position="last"))
-
-    def bind_tools(self, tools, **kwargs):
-        return self.bind(tools=[convert_to_openai_tool(t) for t in tools], **kwargs)
-
-
-def scripted(*answers: str | AIMessage) -> Scripted:
-    said = [AIMessage(a) if isinstance(a, str) else a for a in answers]
-    return Scripted(answers=said, asked=[])
+from tests.scripted import Scripted, guard, scripted
 
 
 def model(*answers: str | AIMessage, made: Guard | None = None, **options: Any) -> GuardedChatModel:
@@ -256,7 +208,10 @@ def test_an_unknown_role_is_an_error():
 
 
 class TestStandard(ChatModelUnitTests):
-    """LangChain's own suite for chat models."""
+    """LangChain's own suite for chat models.
+
+    Skipped: `test_init_from_env` (a guard does not come from environment variables), `test_serdes` (nor from JSON).
+    """
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:

@@ -1,7 +1,10 @@
+import json
+import urllib.request
+
 import pytest
 
 from csrm_guard import Message, RewardModel, Rule, ScoringError, ScoringRequest, ToolCall
-from csrm_guard.testing import KeywordRewardModel, ScriptedRewardModel
+from csrm_guard.testing import ChatServer, KeywordRewardModel, Reply, ScriptedRewardModel
 
 RULES = (Rule(id="a", text="x"), Rule(id="b", text="x"))
 
@@ -54,3 +57,11 @@ def test_a_script_raises_its_exceptions():
 def test_a_script_that_is_over_says_so():
     with pytest.raises(ScoringError, match="no answer left"):
         ScriptedRewardModel([]).score(asked(Message("user", "x")))
+
+
+def test_a_chat_server_may_answer_by_what_it_is_asked():
+    with ChatServer(lambda body: Reply((body["messages"][-1]["content"].upper(),))) as server:
+        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
+        request = urllib.request.Request(f"{server.url}/chat/completions", body)
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["choices"][0]["message"]["content"] == "HELLO"
