@@ -14,8 +14,9 @@ from typing import Any, TypeVar, cast
 
 from csrm_guard import CsrmGuardError, Guard, Policy
 from csrm_guard.stream import Mode
-from csrm_guard_adapters.openai_calls import Endpoint, Format, OnBlock, Options, Wasted
+from csrm_guard_adapters.openai_calls import Endpoint, OnBlock, Options, Wasted
 from csrm_guard_adapters.openai_chat import ChatFormat
+from csrm_guard_adapters.openai_formats import Format
 from csrm_guard_adapters.verdicts import Verdicts, verdicts_of
 
 __all__ = ["UnguardedEndpoint", "Verdicts", "guard_client", "verdicts_of", "wasted_by"]

@@ -3,67 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from openai import AsyncStream, Stream
 
 from csrm_guard import Blocked, Guard, Message, Verdict
 from csrm_guard.drivers import adrive, apump, drive, pump
-from csrm_guard.flow import Admission, Choice, Ending, Outcome, Request, admit, converse
-from csrm_guard.stream import Ended, Gated, Mode, Passed, StreamGate
+from csrm_guard.flow import Admission, Outcome, Request, Step, admit, converse
+from csrm_guard.stream import Ended, Gated, Mode, StreamGate
+from csrm_guard_adapters.openai_formats import Events, Format
 from csrm_guard_adapters.verdicts import Verdicts, attach, summarise
 
-__all__ = ["Endpoint", "Format", "OnBlock", "Options", "Wasted"]
+__all__ = ["Endpoint", "OnBlock", "Options", "Wasted"]
 
 OnBlock: TypeAlias = Literal["raise", "return"]
 Views: TypeAlias = Sequence[tuple[Message, ...]]
-
-
-class Format(Protocol):
-    """How one endpoint's requests, replies and stream events are read and written."""
-
-    def prepared(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return arguments that can be read twice."""
-        ...
-
-    def messages(self, kwargs: dict[str, Any]) -> tuple[Message, ...]:
-        """Return the conversation that is sent."""
-        ...
-
-    def request(self, kwargs: dict[str, Any], request: Request) -> dict[str, Any]:
-        """Return the arguments with edits and feedback written in."""
-        ...
-
-    def choices(self, kwargs: dict[str, Any]) -> int:
-        """Return how many answers are asked for."""
-        ...
-
-    def read(self, reply: Any) -> list[Message]:
-        """Return the judged parts of a reply."""
-        ...
-
-    def write(self, reply: Any, choices: Sequence[Choice]) -> Any:
-        """Return the reply without what may not be seen."""
-        ...
-
-    def stopped(self, kwargs: dict[str, Any], ending: Ending, text: str) -> Any:
-        """Return what stands in for a call that was not made."""
-        ...
-
-    def gated(self, chunk: Any) -> Gated[Any]:
-        """Return a chunk with what it holds."""
-        ...
-
-    def passed(self, passed: Passed[Any]) -> Any:
-        """Return a chunk that may leave."""
-        ...
-
-    def ended(self, ended: Ended, last: Any, kwargs: dict[str, Any]) -> list[Any]:
-        """Return the chunks that end a choice."""
-        ...
+Talk: TypeAlias = Generator[Step, Any, Outcome[Any]]
 
 
 @dataclass(slots=True)
@@ -123,7 +81,7 @@ class Endpoint:
             flow = admit(guard.policy, messages, speculative=self.options.speculative)
             admission = drive(flow, guard.score, ask, self._discard)
             return self._stream(guard, messages, admission, kwargs)
-        talk = converse(guard.policy, messages, self._read, speculative=self.options.speculative)
+        talk = self._talk(guard, messages, kwargs)
         return self._answer(guard, drive(talk, guard.score, ask, self._discard), kwargs)
 
     async def acall(self, kwargs: dict[str, Any]) -> Any:
@@ -141,7 +99,7 @@ class Endpoint:
             flow = admit(guard.policy, messages, speculative=self.options.speculative)
             admission = await adrive(flow, _judge(guard), ask, self._adiscard)
             return self._astream(guard, messages, admission, kwargs)
-        talk = converse(guard.policy, messages, self._read, speculative=self.options.speculative)
+        talk = self._talk(guard, messages, kwargs)
         return self._answer(guard, await adrive(talk, _judge(guard), ask, self._adiscard), kwargs)
 
     def _begin(self, kwargs: dict[str, Any]) -> tuple[Guard | None, dict[str, Any]]:
@@ -149,7 +107,16 @@ class Endpoint:
         guard = kwargs.pop("guard", self.options.guard)
         if guard is not None and not isinstance(guard, Guard):
             raise TypeError(f"guard: a Guard, or None to switch it off for this call, not {type(guard).__name__}")
-        return guard, self.form.prepared(kwargs) if guard is not None else kwargs
+        if guard is None:
+            return None, kwargs
+        hidden = self.form.judged & set(kwargs.get("extra_body") or ())
+        if hidden:
+            raise TypeError(f"extra_body: {', '.join(sorted(hidden))} would be sent unjudged; pass it as an argument")
+        return guard, self.form.prepared(kwargs)
+
+    def _talk(self, guard: Guard, messages: tuple[Message, ...], kwargs: dict[str, Any]) -> Talk:
+        again, speculative = self.form.again(kwargs), self.options.speculative
+        return converse(guard.policy, messages, self._read, speculative=speculative, again=again)
 
     def _read(self, reply: Any) -> list[Message]:
         return self.form.read(_parsed(reply))
@@ -177,14 +144,12 @@ class Endpoint:
         if admission.stopped is not None:
             return self._instead(Stream, guard, admission, kwargs)
         stream, gate = _parsed(admission.reply), self._gate(guard, _sent(messages, admission), kwargs)
-        upstream = _iterator(stream)
+        upstream, form = _iterator(stream), self.form.events(kwargs)
 
         def events() -> Iterator[Any]:
-            last = None
             try:
-                for out in pump(gate, guard.score, map(self.form.gated, upstream)):
-                    last = out.chunk if isinstance(out, Passed) else last
-                    yield from self._out(out, last, kwargs)
+                for out in pump(gate, guard.score, map(form.gated, upstream)):
+                    yield from form.out(out)
                     attach(stream, _so_far(admission, gate))
             finally:
                 _close(stream)
@@ -197,18 +162,12 @@ class Endpoint:
         if admission.stopped is not None:
             return self._instead(AsyncStream, guard, admission, kwargs)
         stream, gate = _parsed(admission.reply), self._gate(guard, _sent(messages, admission), kwargs)
-        upstream = _iterator(stream)
-
-        async def gated() -> AsyncIterator[Gated[Any]]:
-            async for chunk in upstream:
-                yield self.form.gated(chunk)
+        upstream, form = _iterator(stream), self.form.events(kwargs)
 
         async def events() -> AsyncIterator[Any]:
-            last = None
             try:
-                async for out in apump(gate, _judge(guard), gated()):
-                    last = out.chunk if isinstance(out, Passed) else last
-                    for event in self._out(out, last, kwargs):
+                async for out in apump(gate, _judge(guard), _read_by(form, upstream)):
+                    for event in form.out(out):
                         yield event
                     attach(stream, _so_far(admission, gate))
             finally:
@@ -224,16 +183,13 @@ class Endpoint:
             guard.policy, sent, mode=options.stream, every=options.every, choices=self.form.choices(kwargs)
         )
 
-    def _out(self, out: Passed[Any] | Ended, last: Any, kwargs: dict[str, Any]) -> list[Any]:
-        return [self.form.passed(out)] if isinstance(out, Passed) else self.form.ended(out, last, kwargs)
-
     def _instead(self, kind: type[Any], guard: Guard, admission: Admission[Any], kwargs: dict[str, Any]) -> Any:
         """Return the stream that stands in for a call that was not made."""
         assert admission.stopped is not None
         if admission.ending == "blocked" and self.options.on_block == "raise":
             raise Blocked(admission.stopped)
         ended = Ended(0, admission.stopped, admission.ending, guard.policy.defaults.fallback)
-        found = _replayed(kind, self.form.ended(ended, None, kwargs))
+        found = _replayed(kind, self.form.events(kwargs).out(ended))
         attach(found, Verdicts(prompt=admission.verdicts, endings=(admission.ending,)))
         return found
 
@@ -251,6 +207,11 @@ def _judge(guard: Guard) -> Callable[[Views], Awaitable[list[Verdict]]]:
         return await guard.ascore(views)
 
     return judge
+
+
+async def _read_by(form: Events, upstream: Any) -> AsyncIterator[Gated[Any]]:
+    async for event in upstream:
+        yield form.gated(event)
 
 
 def _sent(messages: tuple[Message, ...], admission: Admission[Any]) -> tuple[Message, ...]:

@@ -414,3 +414,20 @@ def test_one_client_serves_many_threads():
 def test_a_connection_that_breaks_off_releases_nothing_unjudged():
     with ChatServer(Reply(("Fine now. A bo" + "mb",), broken_after=4)) as server:
         assert "bo" not in text_of(create("sync", server, guard(), stream=True))
+
+
+def test_messages_cannot_be_smuggled_past_the_guard_in_the_body():
+    with ChatServer("fine") as server, bare(server) as client, pytest.raises(TypeError, match="messages would be sent"):
+        guard_client(client, guard()).chat.completions.create(model="m", messages=ASK, extra_body={"messages": BAD})
+
+
+def test_an_answer_with_reasoning_is_asked_for_again():
+    with ChatServer(Reply(("a bomb",), reasoning="Hm."), "better") as server:
+        assert create("sync", server, guard("rewrite")).choices[0].message.content == "better"
+
+
+def test_a_stopped_call_is_parsed_as_others_are():
+    with ChatServer("fine") as server, bare(server) as client:
+        call = guard_client(client, guard("fallback")).chat.completions.parse
+        found = call(model="m", messages=BAD, response_format=Answer)
+        assert (found.choices[0].message.content, found.choices[0].message.parsed) == ("Sorry.", None)
