@@ -16,6 +16,7 @@ import numpy as np
 
 from csrm_guard.errors import ScoringError
 from csrm_guard.model import Reading, ScoringRequest
+from csrm_guard.testing_bodies import completion, completion_chunks, response, response_events
 
 __all__ = ["ChatServer", "KeywordRewardModel", "Reply", "ScriptedRewardModel"]
 
@@ -90,7 +91,7 @@ class Reply:
     """One answer of a `ChatServer`.
 
     Attributes:
-        texts: one per choice.
+        texts: one per choice; in a response, one per part of its message.
         tool_calls: (name, arguments) of the first choice.
         refusal: of the first choice.
         reasoning: of the first choice.
@@ -113,6 +114,8 @@ class Reply:
 class ChatServer:
     """An OpenAI-compatible server on loopback: real HTTP, scripted answers. Use it in a `with` block.
 
+    It speaks chat completions, completions and responses; a response in the background is there when it is fetched.
+
     Args:
         replies: in the order of the calls; a string is a reply of one choice. The last one is repeated.
 
@@ -128,11 +131,15 @@ class ChatServer:
         self.streamed: list[int] = []
         self.aborted = 0
         self._lock = threading.Lock()
+        self._background: dict[str, tuple[dict[str, Any], Reply]] = {}
         chat = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:  # the name that the library asks for
                 chat._answer(self)
+
+            def do_GET(self) -> None:  # the name that the library asks for
+                chat._fetch(self)
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -158,38 +165,73 @@ class ChatServer:
         self._thread.join()
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])) or b"{}")
         with self._lock:
             self.requests.append(body)
-            reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
+            stored = self._background.get(handler.path.split("/")[-2]) if handler.path.endswith("/cancel") else None
+            reply = self._replies.pop(0) if len(self._replies) > 1 and not stored else self._replies[0]
+        if stored is not None:
+            _send_json(handler, response(*stored, identity=handler.path.split("/")[-2]))
+            return
         time.sleep(reply.delay)
         try:
             if reply.status >= 400:
                 error = {"error": {"message": "scripted", "type": "server_error", "code": None, "param": None}}
                 _send_json(handler, error, reply.status)
             elif body.get("stream"):
-                self._stream(handler, body, reply)
+                self._stream(handler, _events(handler.path, body, reply), reply)
+            elif body.get("background"):
+                _send_json(handler, self._queued(body, reply))
             else:
-                _send_json(handler, _completion(body, reply))
+                _send_json(handler, _whole(handler.path, body, reply))
         except (BrokenPipeError, ConnectionResetError):
             with self._lock:
                 self.aborted += 1
 
-    def _stream(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], reply: Reply) -> None:
+    def _queued(self, body: dict[str, Any], reply: Reply) -> dict[str, Any]:
+        with self._lock:
+            identity = f"resp_{len(self._background)}"
+            self._background[identity] = body, reply
+        return {**response(body, reply, identity), "status": "queued", "output": [], "usage": None}
+
+    def _fetch(self, handler: BaseHTTPRequestHandler) -> None:
+        identity, _, query = handler.path.split("/")[-1].partition("?")
+        if identity not in self._background:
+            _send_json(handler, {"error": {"message": f"no response {identity}"}}, 404)
+        elif "stream=true" in query:
+            body, reply = self._background[identity]
+            self._stream(handler, response_events(body, reply, identity), reply)
+        else:
+            _send_json(handler, response(*self._background[identity], identity=identity))
+
+    def _stream(self, handler: BaseHTTPRequestHandler, events: list[dict[str, Any]], reply: Reply) -> None:
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         handler.end_headers()
         with self._lock:
             self.streamed.append(0)
             place = len(self.streamed) - 1
-        for event in _chunks(body, reply):
+        for event in events:
             if reply.broken_after is not None and self.streamed[place] >= reply.broken_after:
                 return
-            handler.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            named = f"event: {event['type']}\n" if "type" in event else ""
+            handler.wfile.write(f"{named}data: {json.dumps(event)}\n\n".encode())
             handler.wfile.flush()
             self.streamed[place] += 1
             time.sleep(reply.delay)
         handler.wfile.write(b"data: [DONE]\n\n")
+
+
+def _whole(path: str, body: dict[str, Any], reply: Reply) -> dict[str, Any]:
+    if path.endswith("/responses"):
+        return response(body, reply)
+    return _completion(body, reply) if path.endswith("/chat/completions") else completion(body, reply)
+
+
+def _events(path: str, body: dict[str, Any], reply: Reply) -> list[dict[str, Any]]:
+    if path.endswith("/responses"):
+        return response_events(body, reply)
+    return _chunks(body, reply) if path.endswith("/chat/completions") else completion_chunks(body, reply)
 
 
 _USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}

@@ -1,7 +1,7 @@
 """Guard an OpenAI-style client: `guard_client(OpenAI(), "support-desk")`.
 
-The client keeps its shape and returns the vendor's own objects. Its chat completions are judged before and after each
-call, streams while they run. Other endpoints that generate text (responses, completions, realtime) are refused, so that
+The client keeps its shape and returns the vendor's own objects. Its chat completions and responses are judged before
+and after each call, streams while they run. Other endpoints that generate text (beta, realtime) are refused, so that
 nothing leaves unjudged; what generates none (embeddings, files, models) passes through. Works with `OpenAI`,
 `AsyncOpenAI`, the Azure clients, and clients of the same make (the Stainless generator's).
 """
@@ -9,6 +9,7 @@ nothing leaves unjudged; what generates none (embeddings, files, models) passes 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,13 +18,12 @@ from csrm_guard.stream import Mode
 from csrm_guard_adapters.openai_calls import Endpoint, OnBlock, Options, Wasted
 from csrm_guard_adapters.openai_chat import ChatFormat
 from csrm_guard_adapters.openai_formats import Format
+from csrm_guard_adapters.openai_responses import ResponsesFormat, RetrieveFormat
 from csrm_guard_adapters.verdicts import Verdicts, verdicts_of
 
 __all__ = ["UnguardedEndpoint", "Verdicts", "guard_client", "verdicts_of", "wasted_by"]
 
 Client = TypeVar("Client")
-# Endpoints that generate text and that no format reads yet.
-_UNGUARDED = frozenset({"responses", "completions", "beta", "realtime", "images", "audio", "videos", "conversations"})
 
 
 class UnguardedEndpoint(CsrmGuardError, AttributeError):
@@ -72,12 +72,23 @@ def wasted_by(client: object) -> Wasted:
 
 
 class _Around:
-    """Passes every attribute through, but those that a subclass defines."""
+    """Passes every attribute through, but those that a subclass defines or refuses."""
+
+    # Endpoints that generate text and that no format reads.
+    _refused: frozenset[str] = frozenset()
 
     def __init__(self, inner: Any, options: Options) -> None:
         self._inner, self._csrm_options = inner, options
 
     def __getattr__(self, name: str) -> Any:
+        if name in self._refused:
+            raise UnguardedEndpoint(
+                f"{type(self._inner).__name__}.{name} generates text that guard_client does not judge yet: use "
+                "client.chat.completions or client.responses, or call the bare client and judge with Guard.check"
+            )
+        # Python asks here, too, when a property fails: what is guarded must not be had unguarded then.
+        if any(name in vars(cls) for cls in type(self).__mro__):
+            raise AttributeError(f"{type(self._inner).__name__} has no attribute {name}", name=name, obj=self._inner)
         return getattr(self._inner, name)
 
     def __dir__(self) -> list[str]:
@@ -93,17 +104,17 @@ class _Around:
 
 
 class _Client(_Around):
+    _refused = frozenset(
+        {"audio", "beta", "completions", "conversations", "decisions", "images", "live", "realtime", "videos"}
+    )
+
     @property
     def chat(self) -> Any:
         return _Chat(self._inner.chat, self._csrm_options)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _UNGUARDED:
-            raise UnguardedEndpoint(
-                f"client.{name} generates text that guard_client does not judge yet: use client.chat.completions, or "
-                "call the bare client and judge with Guard.check"
-            )
-        return getattr(self._inner, name)
+    @property
+    def responses(self) -> Any:
+        return _Responses(self._inner.responses, self._csrm_options, ResponsesFormat)
 
     @property
     def with_raw_response(self) -> Any:
@@ -137,7 +148,7 @@ class _Client(_Around):
 class _Chat(_Around):
     @property
     def completions(self) -> Any:
-        return _Resource(self._inner.completions, self._csrm_options, ChatFormat())
+        return _Resource(self._inner.completions, self._csrm_options, ChatFormat)
 
     @property
     def with_raw_response(self) -> Any:
@@ -149,19 +160,19 @@ class _Chat(_Around):
 
 
 class _Resource(_Around):
-    """Completions or responses: `create` and `parse` are guarded, `stream` runs over the guarded `create`."""
+    """An endpoint: `create` and `parse` are guarded, `stream` runs over the guarded `create`."""
 
-    def __init__(self, inner: Any, options: Options, form: Format) -> None:
+    def __init__(self, inner: Any, options: Options, form: Callable[[bool], Format]) -> None:
         super().__init__(inner, options)
-        self._form = form
+        self._form = form  # by whether the reply is parsed
 
     @property
     def create(self) -> Any:
-        return self._guarded(self._inner.create)
+        return self._guarded(self._inner.create, self._form(False))
 
     @property
     def parse(self) -> Any:
-        return self._guarded(self._inner.parse)
+        return self._guarded(self._inner.parse, self._form(True))
 
     @property
     def stream(self) -> Any:
@@ -176,8 +187,8 @@ class _Resource(_Around):
     def with_streaming_response(self) -> Any:
         return type(self._inner.with_streaming_response)(self)
 
-    def _guarded(self, inner: Any) -> Any:
-        endpoint = Endpoint(inner, self._form, self._csrm_options)
+    def _guarded(self, inner: Any, form: Format) -> Any:
+        endpoint = Endpoint(inner, form, self._csrm_options)
         # The vendor's coroutine functions hide behind plain decorators; its clients do not.
         if _is_async(self._inner):
 
@@ -190,6 +201,28 @@ class _Resource(_Around):
             return endpoint.call(kwargs)
 
         return call
+
+
+class _Responses(_Resource):
+    """Stored responses are judged when they are fetched; what runs over a socket is refused."""
+
+    _refused = frozenset({"connect"})
+
+    @property
+    def retrieve(self) -> Any:
+        return self._stored(self._inner.retrieve)
+
+    @property
+    def cancel(self) -> Any:
+        return self._stored(self._inner.cancel)
+
+    def _stored(self, inner: Any) -> Any:
+        call = self._guarded(inner, RetrieveFormat())
+
+        def stored(response_id: str, **kwargs: Any) -> Any:
+            return call(response_id=response_id, **kwargs)
+
+        return stored
 
 
 def _is_async(resource: Any) -> bool:

@@ -93,13 +93,14 @@ class ChatFormat:
         if ending == "blocked":
             message = {"role": "assistant", "content": None, "refusal": text}
         choice = {"index": 0, "message": message, "finish_reason": REASONS[ending], "logprobs": None}
-        return (ParsedChatCompletion if self.parsed else ChatCompletion).model_validate({
+        body: dict[str, Any] = {
             "id": f"chatcmpl-guard-{uuid.uuid4().hex}",
             "object": "chat.completion",
             "created": int(time.time()),
             "model": str(kwargs.get("model", "")),
             "choices": [choice],
-        })  # fmt: skip
+        }
+        return ParsedChatCompletion.construct(**body) if self.parsed else ChatCompletion.model_validate(body)
 
     def events(self, kwargs: dict[str, Any]) -> ChatChunks:
         """Return what reads and writes a stream of this call."""
@@ -121,12 +122,14 @@ def _units(reply: Any) -> list[tuple[int, str, Message]]:
     found = []
     for i, choice in enumerate(reply.choices):
         said = choice.message
-        text = "\n".join(part for part in (said.content, getattr(said, "refusal", None)) if part)
+        audio = getattr(said, "audio", None)
+        texts = (said.content, getattr(said, "refusal", None), getattr(audio, "transcript", None))
+        text = "\n".join(part for part in texts if part)
         calls = tuple(_call(call) for call in getattr(said, "tool_calls", None) or ())
         legacy = getattr(said, "function_call", None)
         if legacy is not None:
             calls = (*calls, ToolCall(legacy.name or "", legacy.arguments or ""))
-        unread = ("audio",) if getattr(said, "audio", None) is not None else ()
+        unread = ("audio",) if audio is not None else ()
         found.append((i, "message", Message("assistant", text, calls, unread)))
         thought = reasoning_of(said)
         if thought:
@@ -156,8 +159,8 @@ def _rewrite(choice: Any, kind: str, ended: Choice) -> None:
     blocked = ended.ending == "blocked"
     said.content = None if blocked else ended.text
     said.refusal = ended.text if blocked else None
+    if getattr(said, "audio", None) is not None:
+        said.audio = None  # it says what its transcript says
     if ended.ending != "redacted":
         said.tool_calls, said.function_call = None, None
         choice.finish_reason = REASONS[ended.ending]
-        if getattr(said, "audio", None) is not None:
-            said.audio = None

@@ -15,6 +15,8 @@ __all__ = ["REASONING", "ChatChunks", "reasoning_of"]
 
 # Where servers of the OpenAI shape put a model's thoughts.
 REASONING = ("reasoning_content", "reasoning")
+# The place of a transcript among the texts of a choice.
+_AUDIO = 1
 
 
 class ChatChunks:
@@ -46,8 +48,10 @@ class ChatChunks:
         chunk = out.chunk.model_copy(deep=True)
         chunk.choices = [choice for choice in chunk.choices if choice.index not in out.without]
         for choice in chunk.choices:
-            for (index, channel, _), text in out.texts.items():
-                if index == choice.index:
+            for (index, channel, place), text in out.texts.items():
+                if index == choice.index and place == _AUDIO:
+                    choice.delta.audio = None  # it says what its transcript says
+                elif index == choice.index:
                     _set_text(choice.delta, channel, text)
                     choice.logprobs = None
         return [chunk]
@@ -92,14 +96,23 @@ def _parts(choice: Any) -> list[Part]:
     thought = reasoning_of(delta)
     if thought:
         found.append(Part((i, "reasoning", 0), thought[1]))
+    transcript = _field(getattr(delta, "audio", None), "transcript")
+    if transcript:
+        found.append(Part((i, "content", _AUDIO), transcript))
     for call in getattr(delta, "tool_calls", None) or ():
-        function = call.function
-        name, text = (function.name or "", function.arguments or "") if function is not None else ("", "")
-        found.append(Part((i, "tool", call.index), text, name))
+        called = getattr(call, "function", None) or getattr(call, "custom", None)
+        text = _field(called, "arguments") or _field(called, "input")
+        found.append(Part((i, "tool", call.index), text, _field(called, "name")))
     legacy = getattr(delta, "function_call", None)
     if legacy is not None:
         found.append(Part((i, "tool", -1), legacy.arguments or "", legacy.name or ""))
     return found
+
+
+def _field(holder: Any, name: str) -> str:
+    """Return a text that an object, or a dict that the SDK has no type for, holds."""
+    found = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
+    return found if isinstance(found, str) else ""
 
 
 def _set_text(delta: Any, channel: Channel, text: str) -> None:
