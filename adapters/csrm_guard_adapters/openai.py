@@ -1,9 +1,9 @@
 """Guard an OpenAI-style client: `guard_client(OpenAI(), "support-desk")`.
 
-The client keeps its shape and returns the vendor's own objects. Its chat completions and responses are judged before
-and after each call, streams while they run. Other endpoints that generate text (beta, realtime) are refused, so that
-nothing leaves unjudged; what generates none (embeddings, files, models) passes through. Works with `OpenAI`,
-`AsyncOpenAI`, the Azure clients, and clients of the same make (the Stainless generator's).
+The client keeps its shape and returns the vendor's own objects. Its chat completions, responses and completions are
+judged before and after each call, streams while they run. Other endpoints that generate text (beta, realtime) are
+refused, so that nothing leaves unjudged; what generates none (embeddings, files, models) passes through. Works with
+`OpenAI`, `AsyncOpenAI`, the Azure clients, and clients of the same make (the Stainless generator's).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from csrm_guard import CsrmGuardError, Guard, Policy
 from csrm_guard.stream import Mode
 from csrm_guard_adapters.openai_calls import Endpoint, OnBlock, Options, Wasted
 from csrm_guard_adapters.openai_chat import ChatFormat
+from csrm_guard_adapters.openai_completions import CompletionsFormat
 from csrm_guard_adapters.openai_formats import Format
 from csrm_guard_adapters.openai_responses import ResponsesFormat, RetrieveFormat
 from csrm_guard_adapters.verdicts import Verdicts, verdicts_of
@@ -104,13 +105,15 @@ class _Around:
 
 
 class _Client(_Around):
-    _refused = frozenset(
-        {"audio", "beta", "completions", "conversations", "decisions", "images", "live", "realtime", "videos"}
-    )
+    _refused = frozenset({"audio", "beta", "conversations", "decisions", "images", "live", "realtime", "videos"})
 
     @property
     def chat(self) -> Any:
         return _Chat(self._inner.chat, self._csrm_options)
+
+    @property
+    def completions(self) -> Any:
+        return _Resource(self._inner.completions, self._csrm_options, CompletionsFormat)
 
     @property
     def responses(self) -> Any:

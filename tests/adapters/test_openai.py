@@ -151,7 +151,7 @@ def test_personal_data_is_cut_out_of_what_is_sent_and_of_what_comes_back(kind: s
         # The call that speculation gave up may arrive after the one that was made instead.
         sent = [request["messages"][0]["content"] for request in server.requests]
         assert [{"type": "text", "text": "Mail [removed]"}, parts[1]] in sent
-        assert len(sent) == 1 or kind == "speculative"
+        assert len(sent) == 1 or "speculative" in kind
         assert found.choices[0].message.content == "I wrote to [removed] now"
         assert verdicts_of(found).endings == ("redacted",)
 
@@ -313,7 +313,7 @@ def test_a_call_may_bring_another_guard_or_none():
             call(model="m", messages=ASK, guard=False)
 
 
-@pytest.mark.parametrize("name", ["completions", "beta", "realtime"])
+@pytest.mark.parametrize("name", ["beta", "realtime"])
 def test_an_endpoint_that_is_not_judged_is_refused(name: str):
     with (
         ChatServer() as server,
