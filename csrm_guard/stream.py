@@ -203,6 +203,8 @@ class StreamGate(Generic[Chunk]):
             lane.name = lane.name or part.name
             start = len(lane.raw)
             lane.raw += part.text
+            if part.text:
+                self._done.discard(part.key[0])  # some servers go on after an end
             placed.append((part, start, len(lane.raw)))
         self._over |= gated.ends
         self._closed |= gated.closes & self._lanes.keys()

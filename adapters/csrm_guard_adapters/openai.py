@@ -18,6 +18,7 @@ from csrm_guard.stream import Mode
 from csrm_guard_adapters.openai_calls import Endpoint, OnBlock, Options, Wasted
 from csrm_guard_adapters.openai_chat import ChatFormat
 from csrm_guard_adapters.openai_completions import CompletionsFormat
+from csrm_guard_adapters.openai_cover import Around
 from csrm_guard_adapters.openai_formats import Format
 from csrm_guard_adapters.openai_responses import ResponsesFormat, RetrieveFormat
 from csrm_guard_adapters.verdicts import Verdicts, verdicts_of
@@ -72,14 +73,13 @@ def wasted_by(client: object) -> Wasted:
     return options.wasted
 
 
-class _Around:
-    """Passes every attribute through, but those that a subclass defines or refuses."""
-
+class _Around(Around):
     # Endpoints that generate text and that no format reads.
     _refused: frozenset[str] = frozenset()
 
     def __init__(self, inner: Any, options: Options) -> None:
-        self._inner, self._csrm_options = inner, options
+        super().__init__(inner)
+        self._csrm_options = options
 
     def __getattr__(self, name: str) -> Any:
         if name in self._refused:
@@ -87,21 +87,7 @@ class _Around:
                 f"{type(self._inner).__name__}.{name} generates text that guard_client does not judge yet: use "
                 "client.chat.completions or client.responses, or call the bare client and judge with Guard.check"
             )
-        # Python asks here, too, when a property fails: what is guarded must not be had unguarded then.
-        if any(name in vars(cls) for cls in type(self).__mro__):
-            raise AttributeError(f"{type(self._inner).__name__} has no attribute {name}", name=name, obj=self._inner)
-        return getattr(self._inner, name)
-
-    def __dir__(self) -> list[str]:
-        return dir(self._inner)
-
-    def __repr__(self) -> str:
-        return f"guarded {self._inner!r}"
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type[Any]:
-        # isinstance(guarded, OpenAI) holds, as frameworks ask.
-        return type(self._inner)
+        return super().__getattr__(name)
 
 
 class _Client(_Around):

@@ -14,6 +14,7 @@ from csrm_guard import Blocked, Guard, Message, Verdict
 from csrm_guard.drivers import adrive, apump, drive, pump
 from csrm_guard.flow import Admission, Outcome, Request, Step, admit, converse
 from csrm_guard.stream import Ended, Gated, Mode, StreamGate
+from csrm_guard_adapters.openai_cover import Cover
 from csrm_guard_adapters.openai_formats import Events, Format
 from csrm_guard_adapters.verdicts import Verdicts, attach, summarise
 
@@ -144,37 +145,39 @@ class Endpoint:
         if admission.stopped is not None:
             return self._instead(Stream, guard, admission, kwargs)
         stream, gate = _parsed(admission.reply), self._gate(guard, _sent(messages, admission), kwargs)
-        upstream, form = _iterator(stream), self.form.events(kwargs)
+        found, upstream, form = _over(stream), _upstream(stream), self.form.events(kwargs)
 
         def events() -> Iterator[Any]:
             try:
                 for out in pump(gate, guard.score, map(form.gated, upstream)):
                     yield from form.out(out)
-                    attach(stream, _so_far(admission, gate))
+                    attach(found, _so_far(admission, gate))
             finally:
                 _close(stream)
 
-        stream._iterator = events()
-        attach(stream, _so_far(admission, gate))
-        return admission.reply
+        found._iterator = events()
+        attach(found, _so_far(admission, gate))
+        return found if admission.reply is stream else admission.reply
 
     def _astream(self, guard: Guard, messages: tuple[Message, ...], admission: Admission[Any], kwargs: Any) -> Any:
         if admission.stopped is not None:
             return self._instead(AsyncStream, guard, admission, kwargs)
         stream, gate = _parsed(admission.reply), self._gate(guard, _sent(messages, admission), kwargs)
-        upstream, form = _iterator(stream), self.form.events(kwargs)
+        found, upstream, form = _over(stream), _upstream(stream), self.form.events(kwargs)
 
         async def events() -> AsyncIterator[Any]:
             try:
                 async for out in apump(gate, _judge(guard), _read_by(form, upstream)):
                     for event in form.out(out):
                         yield event
-                    attach(stream, _so_far(admission, gate))
+                    attach(found, _so_far(admission, gate))
             finally:
                 await _aclose(stream)
 
-        stream._iterator = events()
-        attach(stream, _so_far(admission, gate))
+        found._iterator = events()
+        attach(found, _so_far(admission, gate))
+        if admission.reply is stream:
+            return found
         return admission.reply.response if isinstance(admission.reply, _Read) else admission.reply
 
     def _gate(self, guard: Guard, sent: tuple[Message, ...], kwargs: dict[str, Any]) -> StreamGate[Any]:
@@ -247,13 +250,14 @@ class _Read:
         return self._body
 
 
-def _iterator(stream: Any) -> Any:
-    if not hasattr(stream, "_iterator"):
-        raise TypeError(
-            f"stream of type {type(stream).__module__}.{type(stream).__name__}: not of the OpenAI client's shape; "
-            "use csrm_guard.drivers.pump with it"
-        )
-    return stream._iterator
+def _upstream(stream: Any) -> Any:
+    """Return what a vendor's stream iterates over; a stream of another make is iterated itself."""
+    return getattr(stream, "_iterator", stream)
+
+
+def _over(stream: Any) -> Any:
+    """Return the stream, which is to iterate over `_iterator`; one of another make in a cover that does."""
+    return stream if hasattr(stream, "_iterator") else Cover(stream)
 
 
 def _replayed(kind: type[Any], events: list[Any]) -> Any:
@@ -288,7 +292,7 @@ def _close(found: Any) -> None:
 
 
 async def _aclose(found: Any) -> None:
-    close = getattr(found, "close", None)
+    close = getattr(found, "aclose", None) or getattr(found, "close", None)
     if close is not None:
         waiting = close()
         if asyncio.iscoroutine(waiting):

@@ -24,10 +24,11 @@ class ChatChunks:
 
     Args:
         model: as asked for; stands in chunks where the vendor has sent none.
+        made: the class of chunks that the vendor has not sent.
     """
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+    def __init__(self, model: str, made: type[Any] = ChatCompletionChunk) -> None:
+        self._model, self._made = model, made
         self._last: Any = None
 
     def gated(self, event: Any) -> Gated[Any]:
@@ -69,7 +70,7 @@ class ChatChunks:
 
     def _chunk(self, choice: dict[str, Any]) -> Any:
         last = self._last
-        cls = type(last) if last is not None else ChatCompletionChunk
+        cls = type(last) if last is not None else self._made
         head = {"id": f"chatcmpl-guard-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._model}
         if last is not None:
             head = {"id": last.id, "created": last.created, "model": last.model}

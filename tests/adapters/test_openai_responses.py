@@ -9,6 +9,7 @@ from csrm_guard import Blocked, Guard, Policy
 from csrm_guard.checks import pii_check
 from csrm_guard.testing import ChatServer, KeywordRewardModel, Reply
 from csrm_guard_adapters.openai import UnguardedEndpoint, guard_client, verdicts_of
+from csrm_guard_adapters.openai_responses import ResponsesFormat
 
 STAGES = ["prompt", "response", "tool_call", "tool_result"]
 
@@ -124,9 +125,14 @@ def test_what_only_the_server_or_the_eye_can_see_is_reported():
         }
     ]
     with ChatServer("fine") as server:
-        found = create("sync", server, guard(), image, previous_response_id="resp_0", conversation="conv_0")
+        found = create("sync", server, guard(), image, previous_response_id="resp_0", prompt={"id": "p"})
         (verdict,) = verdicts_of(found).prompt
-        assert verdict.coverage.unread == ("input_image", "previous_response_id", "conversation")
+        assert verdict.coverage.unread == ("input_image", "previous_response_id", "prompt")
+
+
+def test_a_conversation_on_the_server_is_reported_without_any_input():
+    (message,) = ResponsesFormat().messages({"conversation": {"id": "conv_0"}})
+    assert (message.role, message.unread) == ("user", ("conversation",))
 
 
 def test_the_vendors_own_items_are_sent_back_and_read():

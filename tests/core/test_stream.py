@@ -302,3 +302,10 @@ def test_a_later_tool_call_is_judged_with_the_ones_before_it():
     gate.push(Gated((0, "two"), (Part(key, "two", "run"),), frozenset({0}), closes=frozenset({key})))
     (view,) = gate.due()
     assert [call.arguments for call in view[-1].tool_calls] == ["one", "two"]
+
+
+def test_a_choice_that_goes_on_after_its_end_is_judged_on():
+    guard = Guard(policy(), KeywordRewardModel("bomb"))
+    sent = [gated(0, "Fine. ", last=True), gated(0, "Good. "), gated(0, "A bomb. ")]
+    out = list(pump(StreamGate(guard.policy, TALK), guard.score, sent))
+    assert (said(out), ended(out)) == ({0: "Fine. Good. "}, {0: "blocked"})
