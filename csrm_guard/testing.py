@@ -16,7 +16,14 @@ import numpy as np
 
 from csrm_guard.errors import ScoringError
 from csrm_guard.model import Reading, ScoringRequest
-from csrm_guard.testing_bodies import completion, completion_chunks, response, response_events
+from csrm_guard.testing_bodies import (
+    chat_chunks,
+    chat_completion,
+    completion,
+    completion_chunks,
+    response,
+    response_events,
+)
 
 __all__ = ["ChatServer", "KeywordRewardModel", "Reply", "ScriptedRewardModel"]
 
@@ -99,6 +106,8 @@ class Reply:
         delay: seconds before the answer, and between streamed pieces.
         piece: characters of a streamed piece.
         broken_after: pieces after which the connection breaks off; None: it does not.
+        body: sent as it stands, instead of all this; of a stream, its events.
+        headers: of the HTTP response, besides the usual.
     """
 
     texts: tuple[str, ...] = ("",)
@@ -109,6 +118,8 @@ class Reply:
     delay: float = 0.0
     piece: int = 7
     broken_after: int | None = None
+    body: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class ChatServer:
@@ -177,7 +188,10 @@ class ChatServer:
         try:
             if reply.status >= 400:
                 error = {"error": {"message": "scripted", "type": "server_error", "code": None, "param": None}}
-                _send_json(handler, error, reply.status)
+                _send_json(handler, error, reply.status, reply.headers)
+            elif reply.body is not None:
+                kind = "text/event-stream" if body.get("stream") else "application/json"
+                _send(handler, reply.body.encode(), kind, 200, reply.headers)
             elif body.get("stream"):
                 self._stream(handler, _events(handler.path, body, reply), reply)
             elif body.get("background"):
@@ -225,77 +239,29 @@ class ChatServer:
 def _whole(path: str, body: dict[str, Any], reply: Reply) -> dict[str, Any]:
     if path.endswith("/responses"):
         return response(body, reply)
-    return _completion(body, reply) if path.endswith("/chat/completions") else completion(body, reply)
+    return chat_completion(body, reply) if path.endswith("/chat/completions") else completion(body, reply)
 
 
 def _events(path: str, body: dict[str, Any], reply: Reply) -> list[dict[str, Any]]:
     if path.endswith("/responses"):
         return response_events(body, reply)
-    return _chunks(body, reply) if path.endswith("/chat/completions") else completion_chunks(body, reply)
+    return chat_chunks(body, reply) if path.endswith("/chat/completions") else completion_chunks(body, reply)
 
 
-_USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+def _send_json(
+    handler: BaseHTTPRequestHandler,
+    body: dict[str, Any],
+    status: int = 200,
+    headers: tuple[tuple[str, str], ...] = (),
+) -> None:
+    _send(handler, json.dumps(body).encode(), "application/json", status, headers)
 
 
-def _send_json(handler: BaseHTTPRequestHandler, body: dict[str, Any], status: int = 200) -> None:
-    data = json.dumps(body).encode()
+def _send(
+    handler: BaseHTTPRequestHandler, data: bytes, kind: str, status: int, headers: tuple[tuple[str, str], ...]
+) -> None:
     handler.send_response(status)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", str(len(data)))
+    for name, value in (("Content-Type", kind), ("Content-Length", str(len(data))), *headers):
+        handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(data)
-
-
-def _head(body: dict[str, Any], kind: str) -> dict[str, Any]:
-    return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": body.get("model", "scripted")}
-
-
-def _calls(reply: Reply) -> list[dict[str, Any]]:
-    return [
-        {"id": f"call_{i}", "type": "function", "function": {"name": name, "arguments": arguments}}
-        for i, (name, arguments) in enumerate(reply.tool_calls)
-    ]
-
-
-def _completion(body: dict[str, Any], reply: Reply) -> dict[str, Any]:
-    choices = []
-    for i, text in enumerate(reply.texts):
-        message: dict[str, Any] = {"role": "assistant", "content": text or None}
-        if i == 0 and reply.tool_calls:
-            message["tool_calls"] = _calls(reply)
-        if i == 0 and reply.refusal:
-            message["refusal"] = reply.refusal
-        if i == 0 and reply.reasoning:
-            message["reasoning_content"] = reply.reasoning
-        reason = "tool_calls" if message.get("tool_calls") else "stop"
-        choices.append({"index": i, "message": message, "finish_reason": reason, "logprobs": None})
-    return {**_head(body, "chat.completion"), "choices": choices, "usage": _USAGE}
-
-
-def _chunks(body: dict[str, Any], reply: Reply) -> list[dict[str, Any]]:
-    head = _head(body, "chat.completion.chunk")
-
-    def chunk(i: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        return {**head, "choices": [{"index": i, "delta": delta, "finish_reason": reason, "logprobs": None}]}
-
-    def cut(text: str) -> list[str]:
-        return [text[k : k + reply.piece] for k in range(0, len(text), reply.piece)]
-
-    lanes = [[chunk(i, {"role": "assistant", "content": ""})] for i in range(len(reply.texts))]
-    lanes[0] += [chunk(0, {"reasoning_content": text}) for text in cut(reply.reasoning or "")]
-    for i, text in enumerate(reply.texts):
-        lanes[i] += [chunk(i, {"content": piece}) for piece in cut(text)]
-    lanes[0] += [chunk(0, {"refusal": text}) for text in cut(reply.refusal or "")]
-    for k, call in enumerate(_calls(reply)):
-        named = {**call, "index": k, "function": {"name": call["function"]["name"], "arguments": ""}}
-        lanes[0].append(chunk(0, {"tool_calls": [named]}))
-        lanes[0] += [
-            chunk(0, {"tool_calls": [{"index": k, "function": {"arguments": piece}}]})
-            for piece in cut(call["function"]["arguments"])
-        ]
-    for i, lane in enumerate(lanes):
-        lane.append(chunk(i, {}, "tool_calls" if i == 0 and reply.tool_calls else "stop"))
-    mixed = [lane[k] for k in range(max(map(len, lanes))) for lane in lanes if k < len(lane)]
-    if (body.get("stream_options") or {}).get("include_usage"):
-        mixed.append({**head, "choices": [], "usage": _USAGE})
-    return mixed

@@ -1,4 +1,4 @@
-"""What a scripted server says on the endpoints beside chat: responses and completions, whole and in events."""
+"""What a scripted server says: chat completions, responses and completions, whole and in events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,67 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from csrm_guard.testing import Reply
 
-__all__ = ["completion", "completion_chunks", "response", "response_events"]
+__all__ = ["chat_chunks", "chat_completion", "completion", "completion_chunks", "response", "response_events"]
+
+
+_USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+
+
+def _chat_head(body: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": body.get("model", "scripted")}
+
+
+def _calls(reply: Reply) -> list[dict[str, Any]]:
+    return [
+        {"id": f"call_{i}", "type": "function", "function": {"name": name, "arguments": arguments}}
+        for i, (name, arguments) in enumerate(reply.tool_calls)
+    ]
+
+
+def chat_completion(body: dict[str, Any], reply: Reply) -> dict[str, Any]:
+    """Return a chat completion."""
+    choices = []
+    for i, text in enumerate(reply.texts):
+        message: dict[str, Any] = {"role": "assistant", "content": text or None}
+        if i == 0 and reply.tool_calls:
+            message["tool_calls"] = _calls(reply)
+        if i == 0 and reply.refusal:
+            message["refusal"] = reply.refusal
+        if i == 0 and reply.reasoning:
+            message["reasoning_content"] = reply.reasoning
+        reason = "tool_calls" if message.get("tool_calls") else "stop"
+        choices.append({"index": i, "message": message, "finish_reason": reason, "logprobs": None})
+    return {**_chat_head(body, "chat.completion"), "choices": choices, "usage": _USAGE}
+
+
+def chat_chunks(body: dict[str, Any], reply: Reply) -> list[dict[str, Any]]:
+    """Return the events of a streamed chat completion."""
+    head = _chat_head(body, "chat.completion.chunk")
+
+    def chunk(i: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        return {**head, "choices": [{"index": i, "delta": delta, "finish_reason": reason, "logprobs": None}]}
+
+    def cut(text: str) -> list[str]:
+        return _cut(text, reply.piece)
+
+    lanes = [[chunk(i, {"role": "assistant", "content": ""})] for i in range(len(reply.texts))]
+    lanes[0] += [chunk(0, {"reasoning_content": text}) for text in cut(reply.reasoning or "")]
+    for i, text in enumerate(reply.texts):
+        lanes[i] += [chunk(i, {"content": piece}) for piece in cut(text)]
+    lanes[0] += [chunk(0, {"refusal": text}) for text in cut(reply.refusal or "")]
+    for k, call in enumerate(_calls(reply)):
+        named = {**call, "index": k, "function": {"name": call["function"]["name"], "arguments": ""}}
+        lanes[0].append(chunk(0, {"tool_calls": [named]}))
+        lanes[0] += [
+            chunk(0, {"tool_calls": [{"index": k, "function": {"arguments": piece}}]})
+            for piece in cut(call["function"]["arguments"])
+        ]
+    for i, lane in enumerate(lanes):
+        lane.append(chunk(i, {}, "tool_calls" if i == 0 and reply.tool_calls else "stop"))
+    mixed = [lane[k] for k in range(max(map(len, lanes))) for lane in lanes if k < len(lane)]
+    if (body.get("stream_options") or {}).get("include_usage"):
+        mixed.append({**head, "choices": [], "usage": _USAGE})
+    return mixed
 
 
 def response(body: dict[str, Any], reply: Reply, identity: str = "resp_1") -> dict[str, Any]:
@@ -44,8 +104,7 @@ def response_events(body: dict[str, Any], reply: Reply, identity: str = "resp_1"
 def completion(body: dict[str, Any], reply: Reply) -> dict[str, Any]:
     """Return a completion of the old kind."""
     choices = [{"index": i, "text": t, "finish_reason": "stop", "logprobs": None} for i, t in enumerate(reply.texts)]
-    usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-    return {**_completion_head(body), "choices": choices, "usage": usage}
+    return {**_completion_head(body), "choices": choices, "usage": _USAGE}
 
 
 def completion_chunks(body: dict[str, Any], reply: Reply) -> list[dict[str, Any]]:

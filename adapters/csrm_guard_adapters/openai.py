@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from csrm_guard import CsrmGuardError, Guard, Policy
+from csrm_guard import Guard, Policy
 from csrm_guard.stream import Mode
 from csrm_guard_adapters.openai_calls import Endpoint, OnBlock, Options, Wasted
 from csrm_guard_adapters.openai_chat import ChatFormat
 from csrm_guard_adapters.openai_completions import CompletionsFormat
-from csrm_guard_adapters.openai_cover import Around
+from csrm_guard_adapters.openai_cover import Around, UnguardedEndpoint
 from csrm_guard_adapters.openai_formats import Format
 from csrm_guard_adapters.openai_responses import ResponsesFormat, RetrieveFormat
 from csrm_guard_adapters.verdicts import Verdicts, verdicts_of
@@ -26,10 +26,6 @@ from csrm_guard_adapters.verdicts import Verdicts, verdicts_of
 __all__ = ["UnguardedEndpoint", "Verdicts", "guard_client", "verdicts_of", "wasted_by"]
 
 Client = TypeVar("Client")
-
-
-class UnguardedEndpoint(CsrmGuardError, AttributeError):
-    """An endpoint of a guarded client would let text pass unjudged."""
 
 
 def guard_client(

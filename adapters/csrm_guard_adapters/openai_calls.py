@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -14,8 +13,8 @@ from csrm_guard import Blocked, Guard, Message, Verdict
 from csrm_guard.drivers import adrive, apump, drive, pump
 from csrm_guard.flow import Admission, Outcome, Request, Step, admit, converse
 from csrm_guard.stream import Ended, Gated, Mode, StreamGate
-from csrm_guard_adapters.openai_cover import Cover
 from csrm_guard_adapters.openai_formats import Events, Format
+from csrm_guard_adapters.openai_streams import aclose, close, covered, replayed, sealed, upstream_of
 from csrm_guard_adapters.verdicts import Verdicts, attach, summarise
 
 __all__ = ["Endpoint", "OnBlock", "Options", "Wasted"]
@@ -145,7 +144,7 @@ class Endpoint:
         if admission.stopped is not None:
             return self._instead(Stream, guard, admission, kwargs)
         stream, gate = _parsed(admission.reply), self._gate(guard, _sent(messages, admission), kwargs)
-        found, upstream, form = _over(stream), _upstream(stream), self.form.events(kwargs)
+        found, upstream, form = covered(stream), upstream_of(stream), self.form.events(kwargs)
 
         def events() -> Iterator[Any]:
             try:
@@ -153,17 +152,17 @@ class Endpoint:
                     yield from form.out(out)
                     attach(found, _so_far(admission, gate))
             finally:
-                _close(stream)
+                close(stream)
 
         found._iterator = events()
         attach(found, _so_far(admission, gate))
-        return found if admission.reply is stream else admission.reply
+        return found if admission.reply is stream else sealed(admission.reply)
 
     def _astream(self, guard: Guard, messages: tuple[Message, ...], admission: Admission[Any], kwargs: Any) -> Any:
         if admission.stopped is not None:
             return self._instead(AsyncStream, guard, admission, kwargs)
         stream, gate = _parsed(admission.reply), self._gate(guard, _sent(messages, admission), kwargs)
-        found, upstream, form = _over(stream), _upstream(stream), self.form.events(kwargs)
+        found, upstream, form = covered(stream), upstream_of(stream), self.form.events(kwargs)
 
         async def events() -> AsyncIterator[Any]:
             try:
@@ -172,13 +171,13 @@ class Endpoint:
                         yield event
                     attach(found, _so_far(admission, gate))
             finally:
-                await _aclose(stream)
+                await aclose(stream)
 
         found._iterator = events()
         attach(found, _so_far(admission, gate))
         if admission.reply is stream:
             return found
-        return admission.reply.response if isinstance(admission.reply, _Read) else admission.reply
+        return sealed(admission.reply.response if isinstance(admission.reply, _Read) else admission.reply)
 
     def _gate(self, guard: Guard, sent: tuple[Message, ...], kwargs: dict[str, Any]) -> StreamGate[Any]:
         options = self.options
@@ -192,17 +191,17 @@ class Endpoint:
         if admission.ending == "blocked" and self.options.on_block == "raise":
             raise Blocked(admission.stopped)
         ended = Ended(0, admission.stopped, admission.ending, guard.policy.defaults.fallback)
-        found = _replayed(kind, self.form.events(kwargs).out(ended))
+        found = replayed(kind, self.form.events(kwargs).out(ended))
         attach(found, Verdicts(prompt=admission.verdicts, endings=(admission.ending,)))
         return found
 
     def _discard(self, reply: Any) -> None:
         self.options.wasted.add(_parsed(reply))
-        _close(_parsed(reply))
+        close(_parsed(reply))
 
     async def _adiscard(self, reply: Any) -> None:
         self.options.wasted.add(_parsed(reply))
-        await _aclose(_parsed(reply))
+        await aclose(_parsed(reply))
 
 
 def _judge(guard: Guard) -> Callable[[Views], Awaitable[list[Verdict]]]:
@@ -248,52 +247,3 @@ class _Read:
 
     def parse(self) -> Any:
         return self._body
-
-
-def _upstream(stream: Any) -> Any:
-    """Return what a vendor's stream iterates over; a stream of another make is iterated itself."""
-    return getattr(stream, "_iterator", stream)
-
-
-def _over(stream: Any) -> Any:
-    """Return the stream, which is to iterate over `_iterator`; one of another make in a cover that does."""
-    return stream if hasattr(stream, "_iterator") else Cover(stream)
-
-
-def _replayed(kind: type[Any], events: list[Any]) -> Any:
-    """Return a vendor's stream over events that are there already."""
-    stream: Any = object.__new__(kind)
-    stream.response = _Nothing()
-    if kind is Stream:
-        stream._iterator = iter(events)
-    else:
-
-        async def replay() -> AsyncIterator[Any]:
-            for event in events:
-                yield event
-
-        stream._iterator = replay()
-    return stream
-
-
-class _Nothing:
-    """Stands where no response was received."""
-
-    def close(self) -> None:
-        pass
-
-    async def aclose(self) -> None:
-        pass
-
-
-def _close(found: Any) -> None:
-    with suppress(AttributeError):
-        found.close()
-
-
-async def _aclose(found: Any) -> None:
-    close = getattr(found, "aclose", None) or getattr(found, "close", None)
-    if close is not None:
-        waiting = close()
-        if asyncio.iscoroutine(waiting):
-            await waiting

@@ -20,8 +20,11 @@ __all__ = ["ChatFormat", "as_messages"]
 
 
 def as_messages(messages: Sequence[Any]) -> tuple[Message, ...]:
-    """Return a request's messages; the SDK's own objects may stand among the dicts."""
-    return parse_messages([_plain(message) for message in messages])
+    """Return a request's messages; the SDK's own objects may stand among the dicts.
+
+    None, or an empty one at the end, is the vendor's to refuse.
+    """
+    return parse_messages([*(_plain(message) for message in messages), Message("user", "-")])[:-1]
 
 
 def _plain(message: Any) -> Any:
@@ -51,7 +54,7 @@ class ChatFormat:
 
     def messages(self, kwargs: dict[str, Any]) -> tuple[Message, ...]:
         """Return the conversation that is sent."""
-        return as_messages(kwargs["messages"])
+        return as_messages(kwargs.get("messages") or ())
 
     def request(self, kwargs: dict[str, Any], request: Request) -> dict[str, Any]:
         """Return the arguments with edits and feedback written in."""

@@ -34,10 +34,11 @@ class ChatChunks:
     def gated(self, event: Any) -> Gated[Any]:
         """Return a chunk with what it holds."""
         parts: list[Part] = []
-        for choice in event.choices:
+        choices = event.choices or ()
+        for choice in choices:
             parts += _parts(choice)
-        ends = frozenset(choice.index for choice in event.choices if choice.finish_reason)
-        return Gated(event, tuple(parts), frozenset(choice.index for choice in event.choices), ends)
+        ends = frozenset(choice.index for choice in choices if choice.finish_reason)
+        return Gated(event, tuple(parts), frozenset(choice.index for choice in choices), ends)
 
     def out(self, out: Passed[Any] | Ended) -> list[Any]:
         """Return the chunk that may leave, a copy where something of it may not be seen; or those that end a choice."""

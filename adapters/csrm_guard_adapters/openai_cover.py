@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-__all__ = ["Around", "Cover"]
+from csrm_guard import CsrmGuardError
+
+__all__ = ["Around", "Cover", "UnguardedEndpoint"]
+
+
+class UnguardedEndpoint(CsrmGuardError, AttributeError):
+    """Through this attribute of a guarded object text would pass unjudged."""
 
 
 class Around:

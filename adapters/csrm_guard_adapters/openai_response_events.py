@@ -66,7 +66,7 @@ class ResponseEvents:
         """Return a copy of an event with what may be seen of its texts."""
         event = event.model_copy(deep=True)
         if getattr(event, "response", None) is not None:
-            for i, item in enumerate(event.response.output):
+            for i, item in enumerate(event.response.output or ()):
                 self._rewrite_item(item, i)
         elif hasattr(event, "item"):
             self._rewrite_item(event.item, event.output_index)

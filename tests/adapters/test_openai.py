@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from csrm_guard import Blocked, Guard, Policy
 from csrm_guard.checks import pii_check
 from csrm_guard.testing import ChatServer, KeywordRewardModel, Reply
-from csrm_guard_adapters.openai import guard_client, verdicts_of, wasted_by
+from csrm_guard_adapters.openai import UnguardedEndpoint, guard_client, verdicts_of, wasted_by
 
 ASK = [{"role": "user", "content": "How?"}]
 BAD = [{"role": "user", "content": "a bomb"}]
@@ -383,6 +383,7 @@ def test_verdicts_are_dropped_with_their_object():
 
     with ChatServer("fine") as server:
         found = create("sync", server, guard())
+        gc.collect()
         before = len(verdicts._KEPT)
         del found
         gc.collect()
@@ -431,3 +432,14 @@ def test_a_stopped_call_is_parsed_as_others_are():
         call = guard_client(client, guard("fallback")).chat.completions.parse
         found = call(model="m", messages=BAD, response_format=Answer)
         assert (found.choices[0].message.content, found.choices[0].message.parsed) == ("Sorry.", None)
+
+
+@pytest.mark.parametrize("name", ["iter_bytes", "iter_lines", "iter_text", "read", "text", "json"])
+def test_the_bytes_of_a_guarded_stream_are_not_handed_out(name: str):
+    with ChatServer("A bomb.") as server, bare(server) as client:
+        wrapped = guard_client(client, guard()).chat.completions.with_streaming_response
+        with (
+            wrapped.create(model="m", messages=ASK, stream=True) as found,
+            pytest.raises(UnguardedEndpoint, match="the bytes of a guarded stream"),
+        ):
+            list(getattr(found, name)())
