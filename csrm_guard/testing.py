@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import select
+import socket
 import threading
 import time
 from collections import deque
@@ -133,7 +135,7 @@ class ChatServer:
     Attributes:
         requests: bodies that were received.
         streamed: pieces that were sent of each stream.
-        aborted: streams whose reader went away before their end.
+        aborted: answers and streams whose reader went away before their end.
     """
 
     def __init__(self, *replies: Reply | str) -> None:
@@ -186,6 +188,8 @@ class ChatServer:
             return
         time.sleep(reply.delay)
         try:
+            if reply.delay and _gone(handler):
+                raise ConnectionResetError
             if reply.status >= 400:
                 error = {"error": {"message": "scripted", "type": "server_error", "code": None, "param": None}}
                 _send_json(handler, error, reply.status, reply.headers)
@@ -246,6 +250,12 @@ def _events(path: str, body: dict[str, Any], reply: Reply) -> list[dict[str, Any
     if path.endswith("/responses"):
         return response_events(body, reply)
     return chat_chunks(body, reply) if path.endswith("/chat/completions") else completion_chunks(body, reply)
+
+
+def _gone(handler: BaseHTTPRequestHandler) -> bool:
+    """Return whether the reader has closed the connection."""
+    readable, _, _ = select.select([handler.connection], [], [], 0)
+    return bool(readable) and handler.connection.recv(1, socket.MSG_PEEK) == b""
 
 
 def _send_json(
