@@ -313,7 +313,7 @@ def test_a_call_may_bring_another_guard_or_none():
             call(model="m", messages=ASK, guard=False)
 
 
-@pytest.mark.parametrize("name", ["beta", "realtime"])
+@pytest.mark.parametrize("name", ["beta", "realtime", "post", "request"])
 def test_an_endpoint_that_is_not_judged_is_refused(name: str):
     with (
         ChatServer() as server,

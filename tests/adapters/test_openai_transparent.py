@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, AzureOpenAI, OpenAI
 from pydantic import BaseModel
 
 from csrm_guard import Guard, Policy
@@ -376,3 +376,14 @@ def test_what_does_not_generate_text_passes():
         guarded = guard_client(client, ALLOW_ALL)
         for name in ("embeddings", "files", "models", "moderations", "vector_stores", "batches", "fine_tuning"):
             assert getattr(guarded, name) is getattr(client, name)
+
+
+def test_a_client_of_azure_is_guarded_as_any():
+    with ChatServer("fine") as server:
+        settings = {"api_key": "none", "azure_endpoint": server.url, "api_version": "2025-04-01-preview"}
+        with AzureOpenAI(**settings) as client:
+            guarded = guard_client(client, ALLOW_ALL)
+            assert isinstance(guarded, AzureOpenAI)
+            assert guarded.chat.completions.create(**CHAT).choices[0].message.content == "fine"
+            assert guarded.responses.create(**RESPONSE).output_text == "fine"
+            assert guarded.completions.create(**PROMPT).choices[0].text == "fine"
