@@ -1,4 +1,5 @@
 import asyncio
+import copy
 import gc
 import threading
 import time
@@ -443,3 +444,8 @@ def test_the_bytes_of_a_guarded_stream_are_not_handed_out(name: str):
             pytest.raises(UnguardedEndpoint, match="the bytes of a guarded stream"),
         ):
             list(getattr(found, name)())
+
+
+def test_a_copy_of_a_guarded_client_is_guarded():
+    with ChatServer("A bomb.") as server, bare(server) as client, pytest.raises(Blocked):
+        copy.copy(guard_client(client, guard())).chat.completions.create(model="m", messages=ASK)
