@@ -185,6 +185,8 @@ class Scheduler:
                 raise DeadlineExceeded(f"no verdict within {deadline:g} s")
             return waiting.result()
         finally:
+            # Else asyncio complains of an answer, late by a moment, that nobody collects.
+            waiting.cancel()
             self._forget(future)
 
     def close(self) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -277,3 +278,20 @@ def test_a_question_that_fails_takes_no_other_caller_with_it(echo: Echo):
         with pytest.raises(RuntimeError, match="no"):
             bad.result(5)
     scheduler.close()
+
+
+def test_a_task_that_gave_up_leaves_no_unread_error(echo: Echo, one: Scheduler):
+    complaints: list[object] = []
+
+    async def give_up() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        with pytest.raises(DeadlineExceeded):
+            await one.ascore_within(ask("fail"), 0.05)
+        echo.gate.set()
+        await asyncio.sleep(0.2)
+        gc.collect()
+        await asyncio.sleep(0)
+
+    echo.gate.clear()
+    asyncio.run(give_up())
+    assert complaints == []
