@@ -109,10 +109,11 @@ def measured(ways: list[Way], rounds: int, seconds: float) -> list[dict[str, obj
     for mode, callers in itertools.product(("asyncio", "threads"), CALLERS):
         for way in ways:
             results = found[mode, callers, way.name]
-            middle = {k: statistics.median(r[k] for r in results) for k in ("per_second", "p50", "p95", "p99")}
+            middle = {k: statistics.median(r[k] for r in results) for k in ("per_second", "p50", "p95", "p99", "cpu")}
             rows.append({
                 "callers": f"{callers} {mode}", "way": way.name, "checks/s": f"{middle['per_second']:.1f}",
                 **{f"{p}, ms": f"{middle[p]:.2f}" for p in ("p50", "p95", "p99")},
+                "CPU ms a check": f"{middle['cpu']:.2f}",
                 "checks": sum(int(r["checks"]) for r in results), "wrong": sum(int(r["wrong"]) for r in results),
             })  # fmt: skip
     return rows

@@ -40,9 +40,9 @@ async def _tasks(check: Callable[[str], Awaitable[bool]], callers: int, seconds:
             if time.perf_counter() > ends:
                 return
 
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(one(i) for i in range(callers)))
-    return figures(times, len(wrong), time.perf_counter() - began)
+    return figures(times, len(wrong), time.perf_counter() - began, time.process_time() - cpu)
 
 
 def threads(check: Callable[[str], bool], callers: int, seconds: float) -> Result:
@@ -71,16 +71,22 @@ def threads(check: Callable[[str], bool], callers: int, seconds: float) -> Resul
     for thread in crowd:
         thread.start()
     start.wait()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     for thread in crowd:
         thread.join()
     if failed:
         raise failed[0]
-    return figures(times, len(wrong), time.perf_counter() - began)
+    return figures(times, len(wrong), time.perf_counter() - began, time.process_time() - cpu)
 
 
-def figures(times: list[float], wrong: int, took: float) -> Result:
-    """Return checks a second, and milliseconds that a share of the checks took at most."""
+def figures(times: list[float], wrong: int, took: float, cpu: float) -> Result:
+    """Return checks a second, milliseconds that a share of the checks took at most, and of all cores for each check."""
     cuts = statistics.quantiles(times, n=100, method="inclusive") if len(times) > 1 else times * 99
     found = {f"p{p}": cuts[p - 1] * 1e3 for p in (50, 95, 99)}
-    return {"per_second": len(times) / took, **found, "checks": len(times), "wrong": wrong}
+    return {
+        "per_second": len(times) / took,
+        **found,
+        "cpu": cpu * 1e3 / len(times),
+        "checks": len(times),
+        "wrong": wrong,
+    }
