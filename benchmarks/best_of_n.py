@@ -26,7 +26,7 @@ def tokens(model: OnnxRewardModel, rules: int, prompt: str, answers: list[str]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     sharing = OnnxRewardModel.load(DEFAULT_ARTIFACT)
     apart = OnnxRewardModel.load(DEFAULT_ARTIFACT, prefix_bytes=0)

@@ -5,6 +5,7 @@ Each takes a list of (rule text, message) pairs; most cross-encode every rule wi
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -204,6 +205,11 @@ def remote(pairs: Pairs, optimum: Path | None, llm_guard: Path | None) -> list[t
     # A zero-shot pipeline looks for the label `entailment`.
     entails = cross_encoder("not_entailment", "entailment") if llm_guard else plain
     onnx_graph(entails, int8=False)
+    for folder in {plain, entails}:
+        # transformers 5 names its tokenizer class so that version 4 does not find it.
+        path = folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        path.write_text(json.dumps(settings), encoding="utf-8")
     wanted = [
         ("optimum ORTModelForSequenceClassification", optimum, "optimum", plain, "model.onnx"),
         ("optimum ORTModelForSequenceClassification, int8", optimum, "optimum", plain, "model.int8.onnx"),

@@ -25,8 +25,8 @@ RULES = 8
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--optimum", type=Path, help="Python of an environment with optimum-onnx[onnxruntime]")
     parser.add_argument("--llm-guard", type=Path, help="Python of an environment with llm-guard[onnxruntime]")
     options = parser.parse_args()
