@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 
 from csrm_guard import OnnxRewardModel, ScoringRequest
+from csrm_guard.graphs import alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class Shape:
         """Return the multiplications of the linear layers in one check of one window, as the split graph runs them."""
         lengths = [len(model.encoder.rule(rule.text)[0][0]) for rule in asked.rules]
         window = model.encoder.conversation(asked.messages).windows[0]
-        rows = len(window.context) + len(window.judged) + len(lengths) * max(lengths)  # rules are padded
+        padded = sum(len(group) * max(lengths[i] for i in group) for group in alike(lengths))
+        rows = len(window.context) + len(window.judged) + padded
         pair, each = 2 * self.hidden**2, 4 * self.hidden**2 + 2 * self.hidden * self.inner
         # The last layer: keys and values of all tokens, the rest for one token a rule.
         return (self.layers - 1) * rows * each + rows * pair + len(lengths) * (each - pair)
