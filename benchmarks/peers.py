@@ -5,6 +5,7 @@ Each takes a list of (rule text, message) pairs; most cross-encode every rule wi
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ import numpy as np
 import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from peer_process import PeerProcess, started
+from shape import Shape
+from tokenizers import Tokenizer
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -29,11 +33,16 @@ Scorer = Callable[[Pairs], object]
 
 
 def backbone() -> Path:
-    """Write an encoder of the shipped model's shape (MiniLM-L6) with random weights and its tokenizer."""
+    """Write an encoder of the shipped model's shape with random weights and its tokenizer."""
     folder = Path(mkdtemp()) / "backbone"
     torch.manual_seed(0)
-    shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    BertModel(BertConfig(vocab_size=30522, **shape)).save_pretrained(folder)
+    like = Shape.of(DEFAULT_ARTIFACT)
+    words = Tokenizer.from_file(str(DEFAULT_ARTIFACT / "tokenizer.json")).get_vocab_size()
+    config = BertConfig(
+        vocab_size=words, hidden_size=like.hidden, num_hidden_layers=like.layers,
+        num_attention_heads=like.heads, intermediate_size=like.inner,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
     special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(DEFAULT_ARTIFACT / "tokenizer.json"), **special)
     tokenizer.model_max_length = 512
@@ -41,10 +50,11 @@ def backbone() -> Path:
     return folder
 
 
-def cross_encoder() -> Path:
-    """Write that encoder with a random head of one label."""
+def cross_encoder(*labels: str) -> Path:
+    """Write that encoder with a random head; no labels: one score."""
     source = backbone()
-    model = BertForSequenceClassification.from_pretrained(source, num_labels=1)
+    named = {"id2label": dict(enumerate(labels)), "label2id": {x: i for i, x in enumerate(labels)}} if labels else {}
+    model = BertForSequenceClassification.from_pretrained(source, num_labels=max(len(labels), 1), **named)
     model.save_pretrained(source.parent / "cross-encoder")
     AutoTokenizer.from_pretrained(source).save_pretrained(source.parent / "cross-encoder")
     return source.parent / "cross-encoder"
@@ -185,4 +195,29 @@ def ways() -> dict[str, Scorer]:
             found[name] = make()
         except ImportError as exc:
             print(f"{name}: left out, {exc}", file=sys.stderr)
+    return found
+
+
+def remote(pairs: Pairs, optimum: Path | None, llm_guard: Path | None) -> list[tuple[str, PeerProcess]]:
+    """Return the peers that have environments of their own, given their Pythons; they hold the pairs already."""
+    plain = cross_encoder()
+    onnx_graph(plain, int8=True)
+    # A zero-shot pipeline looks for the label `entailment`.
+    entails = cross_encoder("not_entailment", "entailment") if llm_guard else plain
+    onnx_graph(entails, int8=False)
+    for folder in {plain, entails}:
+        # transformers 5 names its tokenizer class so that version 4 does not find it.
+        path = folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        path.write_text(json.dumps(settings), encoding="utf-8")
+    wanted = [
+        ("optimum ORTModelForSequenceClassification", optimum, "optimum", plain, "model.onnx"),
+        ("optimum ORTModelForSequenceClassification, int8", optimum, "optimum", plain, "model.int8.onnx"),
+        ("LLM Guard BanTopics, ONNX", llm_guard, "llm-guard", entails, "model.onnx"),
+    ]
+    found = []
+    for name, python, kind, folder, file in wanted:
+        peer = started(name, python, kind, {"folder": str(folder), "file": file, "pairs": [list(p) for p in pairs]})
+        if peer is not None:
+            found.append((f"every rule with the message: {name} ({kind} {peer.version})", peer))
     return found

@@ -30,7 +30,7 @@ class Manifest(BaseModel):
         graph: the ONNX file.
         tokenizer: the tokenizer file.
         cls, sep: the tokens that open a rule and every other piece.
-        precision: of the weights, `int8` or `fp32`.
+        precision: of the weights.
         layout: how the graph is fed, see `csrm_guard.graphs`.
         opset: of the graph.
         limits: how many tokens the model reads at once.
@@ -49,8 +49,8 @@ class Manifest(BaseModel):
     tokenizer: str = "tokenizer.json"
     cls: str = "[CLS]"
     sep: str = "[SEP]"
-    precision: Literal["int8", "fp32"]
-    layout: Literal["packed", "split"] = "packed"
+    precision: Literal["int8", "fp16", "fp32"]
+    layout: Literal["packed", "split", "batched"] = "packed"
     opset: int
     limits: Limits
     calibration: Calibration = Calibration()

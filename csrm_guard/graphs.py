@@ -2,22 +2,22 @@
 
 `packed`: one sequence, a mask says who reads whom; every backbone, every execution provider.
 `split`: conversation and rules as two streams; a prompt that is read again is not computed again.
+`batched`: as split, with several windows a run: `csrm_guard.batched`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from csrm_guard.binding import Runner
 from csrm_guard.encoding import Window
 from csrm_guard.packing import CONVERSATION_OFFSET, collate, pack, split_rules
 from csrm_guard.prefixes import Past, PrefixCache
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 __all__ = ["Graph", "PackedGraph", "SplitGraph", "alike"]
 
@@ -45,6 +45,10 @@ class Graph(Protocol):
         """
         ...
 
+    def read_all(self, windows: Sequence[Window], rules: Rules) -> Floats:
+        """Return the logits (W, R) of the same rules read against windows."""
+        ...
+
 
 class PackedGraph:
     """One sequence a run: int8 with ranges taken at run time moves a row's logit with its neighbours.
@@ -54,7 +58,7 @@ class PackedGraph:
         sequence: tokens that it reads at once.
     """
 
-    def __init__(self, session: InferenceSession, sequence: int) -> None:
+    def __init__(self, session: Runner, sequence: int) -> None:
         self._session, self._sequence = session, sequence
 
     def read(self, window: Window, rules: Rules, *, shared: bool = False) -> Floats:
@@ -67,6 +71,10 @@ class PackedGraph:
             found.append(self._session.run(["logits"], feed)[0][0])
         return np.concatenate(found)
 
+    def read_all(self, windows: Sequence[Window], rules: Rules) -> Floats:
+        """Return the logits (W, R) of the same rules read against windows."""
+        return _one_by_one(self, windows, rules)
+
 
 class SplitGraph:
     """Conversation and rules apart; keys and values of a prompt are kept for the next window that begins with it.
@@ -76,7 +84,7 @@ class SplitGraph:
         prefixes: where prompts are kept.
     """
 
-    def __init__(self, session: InferenceSession, prefixes: PrefixCache) -> None:
+    def __init__(self, session: Runner, prefixes: PrefixCache) -> None:
         self._session, self._prefixes = session, prefixes
         pasts = [i for i in session.get_inputs() if i.name.startswith("past_")]
         self._pasts = [i.name for i in pasts]
@@ -102,6 +110,13 @@ class SplitGraph:
                 past = tuple(np.concatenate([a, b], axis=1) for a, b in zip(past, made, strict=True))
         return logits
 
+    def read_all(self, windows: Sequence[Window], rules: Rules) -> Floats:
+        """Return the logits (W, R) of the same rules read against windows.
+
+        One after the other: on a CPU a token of a window alone costs what one among many does.
+        """
+        return _one_by_one(self, windows, rules)
+
     def _run(
         self, context: tuple[int, ...], judged: tuple[int, ...], past: Past, rules: Rules, more: bool
     ) -> tuple[Floats, Sequence[Floats]]:
@@ -125,6 +140,11 @@ class SplitGraph:
         }
         logits, *made = self._session.run(["logits", *self._outputs] if more else ["logits"], feed)
         return logits, made
+
+
+def _one_by_one(graph: Graph, windows: Sequence[Window], rules: Rules) -> Floats:
+    contexts = Counter(window.context for window in windows)
+    return np.stack([graph.read(window, rules, shared=contexts[window.context] > 1) for window in windows])
 
 
 def alike(lengths: Sequence[int]) -> list[list[int]]:

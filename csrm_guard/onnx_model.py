@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csrm_guard.artifact import DEFAULT_ARTIFACT, Manifest, read_manifest
-from csrm_guard.encoding import ConversationIds, Encoder
-from csrm_guard.errors import ArtifactError, RuntimeMissing, ScoringError
+from csrm_guard.batched import BatchedGraph
+from csrm_guard.binding import Bound, Provider, Runner, captures, device_of
+from csrm_guard.encoding import Encoder, Window
+from csrm_guard.errors import ArtifactError, ScoringError
 from csrm_guard.graphs import Graph, PackedGraph, SplitGraph
 from csrm_guard.messages import stages_of
 from csrm_guard.model import Reading, ScoringRequest
 from csrm_guard.prefixes import PrefixCache
+from csrm_guard.sessions import load_session
 from csrm_guard.template import render_rule
 
 if TYPE_CHECKING:
@@ -30,9 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["OnnxRewardModel"]
 
 _RULES_CACHED = 4096
-# About 3,500 tokens of the shipped model.
+# A token takes 3 kB for each layer of width 384.
 PREFIX_BYTES = 64 << 20
-_MISSING = 'ONNX Runtime is not installed: pip install "csrm-guard[cpu]" (or "csrm-guard[gpu]" on a machine with CUDA)'
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +52,25 @@ class OnnxRewardModel:
         manifest: what the directory holds, already checked.
         encoder: its tokenizer at work.
         session: its graph at work.
+        providers: that the session was made with.
         prefix_bytes: for prompts that are read again, see `csrm_guard.prefixes`; 0: none is kept.
     """
 
     def __init__(
-        self, manifest: Manifest, encoder: Encoder, session: InferenceSession, *, prefix_bytes: int = PREFIX_BYTES
+        self,
+        manifest: Manifest,
+        encoder: Encoder,
+        session: InferenceSession,
+        *,
+        providers: Sequence[Provider] = (),
+        prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
         self.manifest = manifest
         self._id = manifest.id
         self._encoder = encoder
         self._session = session
         self._prefixes = PrefixCache(prefix_bytes)
-        split = manifest.layout == "split"
-        self._graph: Graph = (
-            SplitGraph(session, self._prefixes) if split else PackedGraph(session, manifest.limits.sequence)
-        )
+        self._graph = _graph(manifest, session, providers, self._prefixes)
         self._rule_ids = lru_cache(maxsize=_RULES_CACHED)(self._encode_rule)
 
     @classmethod
@@ -74,7 +79,7 @@ class OnnxRewardModel:
         folder: str | Path,
         *,
         threads: int | None = None,
-        providers: Sequence[str] | None = None,
+        providers: Sequence[Provider] | None = None,
         prefix_bytes: int = PREFIX_BYTES,
     ) -> OnnxRewardModel:
         """Load a model directory that csrm-export wrote.
@@ -82,7 +87,8 @@ class OnnxRewardModel:
         Args:
             folder: the directory.
             threads: threads of one run; None: one per core.
-            providers: execution providers, the first that works is used; None: the CPU.
+            providers: names of execution providers, or (name, options), the first that works is used; None: the CPU.
+                On a GPU, inputs and outputs are bound, and `enable_cuda_graph` among the options of CUDA is heeded.
             prefix_bytes: for prompts that are read again; 0: none is kept.
 
         Raises:
@@ -92,8 +98,9 @@ class OnnxRewardModel:
         folder = Path(folder)
         manifest = read_manifest(folder)
         encoder = _load_encoder(folder, manifest)
-        session = _load_session(folder / manifest.graph, threads, providers)
-        return cls(manifest, encoder, session, prefix_bytes=prefix_bytes)
+        wanted = list(providers or ["CPUExecutionProvider"])
+        session = load_session(folder / manifest.graph, threads, wanted)
+        return cls(manifest, encoder, session, providers=wanted, prefix_bytes=prefix_bytes)
 
     @classmethod
     def default(cls) -> OnnxRewardModel:
@@ -152,12 +159,16 @@ class OnnxRewardModel:
         began = time.perf_counter()
         conversations = [self._encoder.conversation(request.messages) for request in requests]
         rules = [self._chunks(request) for request in requests]
-        contexts = Counter(window.context for c in conversations for window in c.windows)
         encoded = time.perf_counter()
-        logits = [
-            self._logits(conversation, chunks, contexts)
-            for conversation, chunks in zip(conversations, rules, strict=True)
-        ]
+        # Conversations under the same rules are read together, where the graph can.
+        alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        for i, chunks in enumerate(rules):
+            alike.setdefault(tuple(chunk.ids for chunk in chunks), []).append(i)
+        logits: dict[int, NDArray[np.float64]] = {}
+        for ids, places in alike.items():
+            values = iter(self._read([w for i in places for w in conversations[i].windows], ids))
+            for i in places:
+                logits[i] = _folded(values, len(conversations[i].windows), rules[i])
         done = time.perf_counter()
         share = max(len(requests), 1)
         return [
@@ -170,7 +181,9 @@ class OnnxRewardModel:
                 tokenise=(encoded - began) / share,
                 run=(done - encoded) / share,
             )
-            for request, conversation, z in zip(requests, conversations, logits, strict=True)
+            for request, conversation, z in zip(
+                requests, conversations, (logits[i] for i in range(len(requests))), strict=True
+            )
         ]
 
     def _encode_rule(self, text: str, permits: tuple[str, ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
@@ -185,25 +198,38 @@ class OnnxRewardModel:
             for ids in alternative
         ]
 
-    def _logits(
-        self, conversation: ConversationIds, chunks: Sequence[_Chunk], contexts: Counter[tuple[int, ...]]
-    ) -> NDArray[np.float64]:
-        """Return raw logits (W, R): largest over a rule's chunks, smallest over alternatives."""
-        shape = 1 + max(c.rule for c in chunks), 1 + max(c.alternative for c in chunks)
-        table = np.full((len(conversation.windows), *shape), -np.inf)
-        ids = [chunk.ids for chunk in chunks]
-        for row, window in zip(table, conversation.windows, strict=True):
-            try:
-                values = self._graph.read(window, ids, shared=contexts[window.context] > 1)
-            except Exception as exc:
-                # ONNX Runtime raises its own unexported types; a caller gets one named error.
-                raise ScoringError(f"model {self.id} failed to run: {exc}") from exc
-            for chunk, value in zip(chunks, values, strict=True):
-                place = chunk.rule, chunk.alternative
-                row[place] = max(row[place], float(value))
-        # An alternative that a rule does not have stands at -inf; it has at least one.
-        found: NDArray[np.float64] = np.where(np.isneginf(table), np.inf, table).min(axis=2)
-        return found
+    def _read(self, windows: Sequence[Window], ids: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
+        """Return raw logits (W, chunks)."""
+        try:
+            return self._graph.read_all(windows, ids)
+        except Exception as exc:
+            # ONNX Runtime raises its own unexported types; a caller gets one named error.
+            raise ScoringError(f"model {self.id} failed to run: {exc}") from exc
+
+
+def _folded(values: Iterator[NDArray[np.float32]], windows: int, chunks: Sequence[_Chunk]) -> NDArray[np.float64]:
+    """Return logits (W, R) from the next W rows of values: largest over a rule's chunks, smallest over alternatives."""
+    shape = 1 + max(c.rule for c in chunks), 1 + max(c.alternative for c in chunks)
+    table = np.full((windows, *shape), -np.inf)
+    for row in table:
+        for chunk, value in zip(chunks, next(values), strict=True):
+            place = chunk.rule, chunk.alternative
+            row[place] = max(row[place], float(value))
+    # An alternative that a rule does not have stands at -inf; it has at least one.
+    found: NDArray[np.float64] = np.where(np.isneginf(table), np.inf, table).min(axis=2)
+    return found
+
+
+def _graph(
+    manifest: Manifest, session: InferenceSession, providers: Sequence[Provider], prefixes: PrefixCache
+) -> Graph:
+    device, capture = device_of(providers), captures(providers)
+    runner: Runner = session if device is None else Bound(session, device, capture=capture)
+    if manifest.layout == "batched":
+        return BatchedGraph(runner, prefixes, rounded=capture)
+    if manifest.layout == "split":
+        return SplitGraph(runner, prefixes)
+    return PackedGraph(runner, manifest.limits.sequence)
 
 
 _DEFAULT_LOCK = threading.Lock()
@@ -225,23 +251,3 @@ def _load_encoder(folder: Path, manifest: Manifest) -> Encoder:
     except Exception as exc:
         # tokenizers raises bare Exception on a file that it cannot read.
         raise ArtifactError(f"{path}: not a usable tokenizer ({exc}); export the model again") from exc
-
-
-def _load_session(graph: Path, threads: int | None, providers: Sequence[str] | None) -> InferenceSession:
-    try:
-        import onnxruntime
-    except ImportError as exc:
-        raise RuntimeMissing(_MISSING) from exc
-    available = onnxruntime.get_available_providers()
-    wanted = list(providers or ["CPUExecutionProvider"])
-    unknown = [p for p in wanted if p not in available]
-    if unknown:
-        raise RuntimeMissing(f"no execution provider {', '.join(unknown)} here; there are {', '.join(available)}")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # warnings about graph optimization are not the user's concern
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=wanted)
-    except Exception as exc:
-        raise ArtifactError(f"{graph}: ONNX Runtime cannot load it ({exc}); export the model again") from exc

@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Past", "PrefixCache"]
 
-# Per layer keys and values (heads, P, d) of P tokens.
-Past: TypeAlias = tuple[NDArray[np.float32], ...]
+# Per layer keys and values (heads, P, d) of P tokens, in the arithmetic of the graph.
+Past: TypeAlias = tuple[NDArray[np.floating[Any]], ...]
 
 _REMEMBERED = 4096
 
@@ -60,7 +60,7 @@ class PrefixCache:
                 self._seen.popitem(last=False)
             return again
 
-    def put(self, tokens: tuple[int, ...], past: Sequence[NDArray[np.float32]]) -> None:
+    def put(self, tokens: tuple[int, ...], past: Sequence[NDArray[np.floating[Any]]]) -> None:
         """Keep the first `len(tokens)` columns of keys and values."""
         own = tuple(np.ascontiguousarray(a[:, : len(tokens)]) for a in past)
         size = sum(a.nbytes for a in own)

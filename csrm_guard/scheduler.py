@@ -61,6 +61,19 @@ class _Job:
     next: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Requests [start, stop) of a job."""
+
+    job: _Job
+    start: int
+    stop: int
+
+    @property
+    def requests(self) -> Sequence[ScoringRequest]:
+        return self.job.requests[self.start : self.stop]
+
+
 @dataclass(slots=True)
 class _Queue:
     """What one process shares between its threads."""
@@ -83,6 +96,8 @@ class Scheduler:
         workers: batches at a time; None: one per core.
         max_waiting: requests that may wait; more are refused with `Overloaded`.
         max_batch: requests of one job that a worker takes together.
+        max_joint: requests of several jobs that a worker scores in one call. On a CPU that delays the first and speeds
+            up none; on a GPU it fills the machine: as many as its memory allows.
         deadline: seconds from the call to the answer; None: no limit.
     """
 
@@ -94,16 +109,18 @@ class Scheduler:
         workers: int | None = None,
         max_waiting: int = 4096,
         max_batch: int = 8,
+        max_joint: int = 1,
         deadline: float | None = None,
     ) -> None:
         workers = workers or os.cpu_count() or 1
-        if workers < 1 or max_waiting < 1 or max_batch < 1 or (deadline is not None and deadline <= 0):
-            raise ValueError("workers, max_waiting and max_batch must be at least 1, deadline over 0")
+        if min(workers, max_waiting, max_batch, max_joint) < 1 or (deadline is not None and deadline <= 0):
+            raise ValueError("workers, max_waiting, max_batch and max_joint must be at least 1, deadline over 0")
         if narrow is not None and narrow.id != model.id:
             raise ValueError(f"narrow is {narrow.id}, model is {model.id}: their scores would differ")
         self.id = model.id
         self._model, self._narrow = model, narrow or model
-        self._workers, self._max_waiting, self._max_batch, self._deadline = workers, max_waiting, max_batch, deadline
+        self._workers, self._max_waiting, self._deadline = workers, max_waiting, deadline
+        self._max_batch, self._max_joint = max_batch, max_joint
         self._lock = threading.Lock()
         self._queue = _Queue(os.getpid())
 
@@ -168,6 +185,8 @@ class Scheduler:
                 raise DeadlineExceeded(f"no verdict within {deadline:g} s")
             return waiting.result()
         finally:
+            # Else asyncio complains of an answer, late by a moment, that nobody collects.
+            waiting.cancel()
             self._forget(future)
 
     def close(self) -> None:
@@ -229,20 +248,23 @@ class Scheduler:
     def _work(self, queue: _Queue) -> None:
         while True:
             with queue.changed:
-                while not (found := self._take(queue)) and not queue.closed:
+                while not (part := self._take(queue)) and not queue.closed:
                     queue.changed.wait()
-                if not found:
+                if not part:
                     return
+                parts = [part]
+                while self._max_joint > sum(p.stop - p.start for p in parts) and (part := self._take(queue)):
+                    parts.append(part)
                 queue.busy += 1
                 model = self._model if queue.busy == 1 and not queue.waiting else self._narrow
             try:
-                self._do(model, *found)
+                self._do(model, parts)
             finally:
                 with queue.changed:
                     queue.busy -= 1
 
-    def _take(self, queue: _Queue) -> tuple[_Job, int, int] | None:
-        """Return a job with the range of its requests to do now; the job goes behind the others of its priority."""
+    def _take(self, queue: _Queue) -> _Part | None:
+        """Return requests of one job to do now; the job goes behind the others of its priority."""
         for jobs in queue.jobs:
             while jobs:
                 job = jobs.popleft()
@@ -256,27 +278,40 @@ class Scheduler:
                 queue.waiting -= job.next - start
                 if job.next < len(job.requests):
                     jobs.append(job)
-                return job, start, job.next
+                return _Part(job, start, job.next)
         return None
 
-    def _do(self, model: RewardModel, job: _Job, start: int, stop: int) -> None:
+    def _do(self, model: RewardModel, parts: Sequence[_Part]) -> None:
         began = time.perf_counter()
-        if job.future.done():
+        wanted = [part for part in parts if not part.job.future.done()]
+        late = [part for part in wanted if part.job.ends is not None and began > part.job.ends]
+        for part in late:
+            _settle(part.job.future, DeadlineExceeded("the deadline passed before a worker was free"))
+        wanted = [part for part in wanted if part not in late]
+        if not wanted:
             return
+        requests = [request for part in wanted for request in part.requests]
         try:
-            if job.ends is not None and began > job.ends:
-                raise DeadlineExceeded("the deadline passed before a worker was free")
-            readings = model.score(job.requests[start:stop])
-            if len(readings) != stop - start:
-                raise ValueError(f"model {self.id} gave {len(readings)} answers to {stop - start} questions")
+            readings = model.score(requests)
+            if len(readings) != len(requests):
+                raise ValueError(f"model {self.id} gave {len(readings)} answers to {len(requests)} questions")
         except BaseException as exc:
+            if len(wanted) > 1:  # nobody is refused for what another one asked
+                for part in wanted:
+                    self._do(model, [part])
+                return
             # Whatever a model raises belongs to the caller who waits; the worker goes on.
-            _settle(job.future, exc)
+            _settle(wanted[0].job.future, exc)
             return
-        waited = began - job.began
-        job.readings[start:stop] = [replace(reading, wait=waited) for reading in readings]
+        found = iter(readings)
+        for part in wanted:
+            self._answer(part, [next(found) for _ in part.requests], began)
+
+    def _answer(self, part: _Part, readings: Sequence[Reading], began: float) -> None:
+        job = part.job
+        job.readings[part.start : part.stop] = [replace(reading, wait=began - job.began) for reading in readings]
         with self._lock:
-            job.left -= stop - start
+            job.left -= len(readings)
             last = not job.left
         if last:
             _settle(job.future, [reading for reading in job.readings if reading is not None])

@@ -10,18 +10,22 @@ from typing import Annotated
 
 import typer
 
-from csrm_guard_export.build import build
+from csrm_guard_export.build import Precision, build
 from csrm_guard_export.parity import ParityError
 from csrm_guard_train.checkpoint import CheckpointError
 
 app = typer.Typer(add_completion=False)
 
 
-class Precision(str, Enum):
+class Width(str, Enum):
     """Of the weights."""
 
     int8 = "int8"
+    fp16 = "fp16"
     fp32 = "fp32"
+
+
+_PRECISIONS: dict[Width, Precision] = {Width.int8: "int8", Width.fp16: "fp16", Width.fp32: "fp32"}
 
 
 class Method(str, Enum):
@@ -38,9 +42,13 @@ def run(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT")],
     out: Annotated[Path, typer.Argument(metavar="OUT")],
     name: Annotated[str, typer.Option(help="What the model is called.")] = "csrm-default",
-    precision: Annotated[Precision, typer.Option(help="Of the weights.")] = Precision.int8,
+    precision: Annotated[Width, typer.Option(help="Of the weights; fp16 for GPUs.")] = Width.int8,
     calibration: Annotated[Method, typer.Option(help="The curve from logits to probabilities.")] = Method.platt,
     by_stage: Annotated[bool, typer.Option(help="A curve for each stage with enough held-out rows.")] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="Leave in fp32, such as 'encoder.layer.0.*'; may come several times."),
+    ] = None,
 ) -> None:
     """Export, prove parity, calibrate; print what was measured."""
     began = time.monotonic()
@@ -49,9 +57,10 @@ def run(
             checkpoint,
             out,
             name=name,
-            precision="int8" if precision is Precision.int8 else "fp32",
+            precision=_PRECISIONS[precision],
             method=calibration.value,
             by_stage=by_stage,
+            keep=keep or (),
             say=lambda line: typer.echo(line, err=True),
         )
     except (CheckpointError, ParityError) as exc:

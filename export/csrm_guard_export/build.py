@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,24 +17,23 @@ from csrm_guard.calibration import Calibration
 from csrm_guard.messages import Stage, stages_of
 from csrm_guard.model import ScoringRequest
 from csrm_guard.onnx_model import OnnxRewardModel
-from csrm_guard.packing import collate, pack
 from csrm_guard.rows import Row, parse_row, views
 from csrm_guard.template import TEMPLATE_VERSION
 from csrm_guard_export.calibrate import Choice, best_method, fit_calibration, report
+from csrm_guard_export.nodes import can_split
 from csrm_guard_export.onnx import OPSET, export_onnx
-from csrm_guard_export.parity import compare_int8, golden, require_fp32
-from csrm_guard_export.quantize import quantize
-from csrm_guard_export.ranges import observe
-from csrm_guard_export.split import can_split, write_split
+from csrm_guard_export.parity import golden, require_fp16, require_fp32
+from csrm_guard_export.reduction import to_fp16, to_int8
+from csrm_guard_export.split import write_split
 from csrm_guard_train.checkpoint import Trained, load_checkpoint
 from csrm_guard_train.families import special_tokens
 
-__all__ = ["build"]
+__all__ = ["Precision", "build"]
 
-Precision = Literal["int8", "fp32"]
+Precision = Literal["int8", "fp16", "fp32"]
+Layout = Literal["packed", "split", "batched"]
 Floats = NDArray[np.float64]
 _RAW = Calibration(method="temperature")
-_OBSERVED = 256
 
 
 def build(
@@ -45,6 +44,7 @@ def build(
     precision: Precision = "int8",
     method: Choice = "platt",
     by_stage: bool = False,
+    keep: Collection[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Write a model directory and return its manifest; `out` appears only when all of it is good.
@@ -56,11 +56,13 @@ def build(
         precision: of the weights.
         method: the calibration curve; `auto` takes the best cross-fitted one.
         by_stage: fit a curve for each stage that has enough held-out rows.
+        keep: patterns of layers that int8 leaves in fp32 (`csrm_guard_export.nodes.quantizable`).
         say: told what is being done.
 
     Raises:
         CheckpointError: the checkpoint is incomplete.
-        ParityError: the fp32 graph does not score as the checkpoint does.
+        ParityError: the fp32 graph does not score as the checkpoint does, fp16 not as fp32, or int8 costs too much
+            AUROC however many layers stay in fp32.
     """
     trained = load_checkpoint(checkpoint, attention="eager")
     rows = [parse_row(row, f"{checkpoint}/held_out.jsonl") for row in trained.held_out]
@@ -77,18 +79,26 @@ def build(
         parity: dict[str, Any] = {"fp32_max_abs_logit_difference": difference}
         exact = _logits(fp32, rows)
         logits = exact
-        if precision == "int8":
-            folder.mkdir()
-            say("quantizing")
-            _quantize(trained, rows, exact_graph, folder / "model.onnx")
-            shutil.copy(fp32 / "tokenizer.json", folder)
+        shutil.copytree(fp32, folder)
+
+        def score() -> list[Floats]:
             _write(folder, trained, name, precision, _RAW, {}, {})
-            logits = _logits(folder, rows)
-            parity["int8"] = compare_int8(exact, logits, y)
-        else:
-            shutil.copytree(fp32, folder)
+            return _logits(folder, rows)
+
+        if precision == "int8":
+            logits, parity["int8"] = to_int8(
+                trained, rows, exact_graph, folder / "model.onnx", keep=keep, exact=exact, score=score, say=say
+            )
+        elif precision == "fp16":
+            say("writing fp16")
+            to_fp16(trained, exact_graph, folder / "model.onnx")
+            logits = score()
         say("calibrating on held-out deployments")
         calibration, figures = _calibrate(rows, y, logits, method, by_stage)
+        if precision == "fp16":
+            parity["fp16_max_abs_q_difference"] = require_fp16(
+                *([calibration.q(z) for z in x] for x in (exact, logits))
+            )
         card = {**trained.card, "calibration": figures}
         manifest = _write(folder, trained, name, precision, calibration, parity, card)
         shutil.rmtree(out, ignore_errors=True)
@@ -129,16 +139,6 @@ def _lay_out(trained: Trained, folder: Path, name: str) -> Path:
     return folder / "model.onnx"
 
 
-def _quantize(trained: Trained, rows: Sequence[Row], exact: Path, target: Path) -> None:
-    if not can_split(trained.model):
-        quantize(exact, target)
-        return
-    # Every n-th row: held-out rows stand in order of their source.
-    some = golden(rows[:: max(len(rows) // _OBSERVED, 1)], trained.encoder)
-    seen = observe(trained.model, (collate([pack(window, rules)]) for window, rules in some))
-    write_split(trained.model, target, seen)
-
-
 def _write(
     folder: Path,
     trained: Trained,
@@ -150,6 +150,7 @@ def _write(
 ) -> Manifest:
     files = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"}
     cls, sep = special_tokens(trained.tokenizer)
+    written: Layout = "batched" if precision == "fp16" else "split"
     manifest = Manifest(
         name=name,
         cls=cls,
@@ -157,7 +158,7 @@ def _write(
         template=TEMPLATE_VERSION,
         files=files,
         precision=precision,
-        layout="split" if can_split(trained.model) else "packed",
+        layout=written if can_split(trained.model) else "packed",
         opset=OPSET,
         limits=trained.recipe.limits,
         calibration=calibration,

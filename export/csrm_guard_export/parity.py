@@ -18,9 +18,21 @@ from csrm_guard_export.onnx import INPUTS
 from csrm_guard_train.metrics import auroc
 from csrm_guard_train.model import RuleReader
 
-__all__ = ["FP32_TOLERANCE", "Golden", "ParityError", "compare_int8", "golden", "require_fp32"]
+__all__ = [
+    "AUROC_TOLERANCE",
+    "FP16_TOLERANCE",
+    "FP32_TOLERANCE",
+    "Golden",
+    "ParityError",
+    "compare_int8",
+    "golden",
+    "require_fp16",
+    "require_fp32",
+]
 
-FP32_TOLERANCE = 1e-4
+FP32_TOLERANCE = 1e-4  # of logits
+FP16_TOLERANCE = 1e-2  # of q
+AUROC_TOLERANCE = 0.005  # that int8 may cost
 Golden: TypeAlias = tuple[Window, list[tuple[int, ...]]]
 
 
@@ -53,6 +65,22 @@ def require_fp32(model: RuleReader, graph: Graph, inputs: Sequence[Golden]) -> f
         worst = max(worst, float(np.abs(ours - graph.read(window, rules)).max()))
     if worst > FP32_TOLERANCE:
         raise ParityError(f"the graph's logits differ by {worst:.2e} from torch, over {FP32_TOLERANCE:.0e}")
+    return worst
+
+
+def require_fp16(exact: Sequence[NDArray[np.float64]], half: Sequence[NDArray[np.float64]]) -> float:
+    """Return the largest difference of q between the fp32 and the fp16 graph.
+
+    Args:
+        exact: calibrated q of each row's rules.
+        half: the same from the fp16 graph.
+
+    Raises:
+        ParityError: it exceeds `FP16_TOLERANCE`.
+    """
+    worst = float(np.abs(np.concatenate(list(exact)) - np.concatenate(list(half))).max())
+    if not worst <= FP16_TOLERANCE:
+        raise ParityError(f"the fp16 graph's q differ by {worst:.2e} from fp32, over {FP16_TOLERANCE:.0e}; use fp32")
     return worst
 
 

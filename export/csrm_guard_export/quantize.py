@@ -1,12 +1,14 @@
-"""An int8 copy of a graph: weights s8, activations u8 with ranges taken at run time."""
+"""Copies of a traced graph: int8 (weights s8, activations u8 with ranges taken at run time), and fp16."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
-__all__ = ["quantize"]
+__all__ = ["halve", "quantize"]
 
 
 def quantize(source: Path, target: Path) -> None:
@@ -23,3 +25,8 @@ def quantize(source: Path, target: Path) -> None:
         per_channel=True,
         extra_options={"MatMulConstBOnly": True},
     )
+
+
+def halve(source: Path, target: Path) -> None:
+    """Write the fp16 graph; inputs and logits stay as they are."""
+    onnx.save(convert_float_to_float16(onnx.load(str(source)), keep_io_types=True), str(target))

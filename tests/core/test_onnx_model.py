@@ -20,7 +20,7 @@ from csrm_guard import (
     ScoringError,
     ScoringRequest,
 )
-from csrm_guard.artifact import MANIFEST, digest
+from csrm_guard.artifact import DEFAULT_ARTIFACT, MANIFEST, digest
 from csrm_guard.errors import RuntimeMissing
 
 ROOT = Path(csrm_guard.__file__).parents[1]
@@ -172,6 +172,19 @@ def test_a_corrupted_tokenizer_with_a_matching_hash_is_refused(artifact):
 def test_a_provider_that_is_not_there_is_refused_with_the_ones_that_are(artifact):
     with pytest.raises(RuntimeMissing, match=r"no execution provider MagicExecutionProvider here; there are .*CPU"):
         OnnxRewardModel.load(artifact, providers=["MagicExecutionProvider"])
+
+
+def test_a_provider_takes_options(default_model):
+    options = {"arena_extend_strategy": "kSameAsRequested"}
+    model = OnnxRewardModel.load(DEFAULT_ARTIFACT, providers=[("CPUExecutionProvider", options)])
+    assert model.providers == ["CPUExecutionProvider"]
+    assert q_of(model, RULES) == pytest.approx(q_of(default_model, RULES), abs=1e-5)
+
+
+def test_conversations_under_the_same_and_under_other_rules_keep_their_order(default_model):
+    requests = [ScoringRequest((Message("user", text),), RULES[i % 2 :]) for i, text in enumerate(TEXTS)]
+    for request, reading in zip(requests, default_model.score(requests), strict=True):
+        assert reading.q == pytest.approx(default_model.score([request])[0].q, abs=1e-6)
 
 
 def test_a_missing_runtime_names_the_extra_that_brings_it():

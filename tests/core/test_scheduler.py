@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -250,3 +251,47 @@ def test_the_shipped_model_scores_alike_through_the_queue(default_model):
         return [v.p_safe for v in await asyncio.gather(*(guard.acheck(text) for text in texts))]
 
     assert asyncio.run(together()) == pytest.approx(direct, abs=1e-5)
+
+
+def test_callers_share_a_call_where_that_is_wanted(echo: Echo):
+    scheduler = Scheduler(echo, workers=1, max_joint=4)
+    with ThreadPoolExecutor(8) as pool:
+        first = held(echo, scheduler, pool)
+        others = [pool.submit(scheduler.score, ask(i / 10)) for i in range(6)]
+        until(lambda: scheduler.waiting == 6)
+        echo.gate.set()
+        assert [f.result(5)[0].q[0, 0] for f in others] == [i / 10 for i in range(6)]
+        first.result(5)
+    scheduler.close()
+    assert echo.batches == [1, 4, 2]
+
+
+def test_a_question_that_fails_takes_no_other_caller_with_it(echo: Echo):
+    scheduler = Scheduler(echo, workers=1, max_joint=4)
+    with ThreadPoolExecutor(8) as pool:
+        held(echo, scheduler, pool)
+        good = pool.submit(scheduler.score, ask(0.1))
+        bad = pool.submit(scheduler.score, ask("fail"))
+        until(lambda: scheduler.waiting == 2)
+        echo.gate.set()
+        assert good.result(5)[0].q[0, 0] == 0.1
+        with pytest.raises(RuntimeError, match="no"):
+            bad.result(5)
+    scheduler.close()
+
+
+def test_a_task_that_gave_up_leaves_no_unread_error(echo: Echo, one: Scheduler):
+    complaints: list[object] = []
+
+    async def give_up() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        with pytest.raises(DeadlineExceeded):
+            await one.ascore_within(ask("fail"), 0.05)
+        echo.gate.set()
+        await asyncio.sleep(0.2)
+        gc.collect()
+        await asyncio.sleep(0)
+
+    echo.gate.clear()
+    asyncio.run(give_up())
+    assert complaints == []

@@ -9,8 +9,9 @@ from csrm_guard.encoding import Window
 from csrm_guard.graphs import SplitGraph
 from csrm_guard.packing import collate, pack
 from csrm_guard.prefixes import PrefixCache
+from csrm_guard_export.nodes import can_split
 from csrm_guard_export.ranges import Observed, choose, observe, quantize_weight
-from csrm_guard_export.split import can_split, write_split
+from csrm_guard_export.split import write_split
 from csrm_guard_train.checkpoint import start
 from csrm_guard_train.model import RuleReader
 from csrm_guard_train.recipe import Recipe
