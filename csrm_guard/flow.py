@@ -192,6 +192,7 @@ def converse(
     *,
     speculative: bool = False,
     judged: Collection[Message] = (),
+    again: bool | None = None,
 ) -> Generator[Step, Any, Outcome[Reply]]:
     """Judge what is new, call the model, judge every choice of its answer, act.
 
@@ -201,6 +202,7 @@ def converse(
         read: returns the choices of a reply as assistant messages.
         speculative: begin the call beside the first judgement.
         judged: new messages that have passed already.
+        again: whether the model may be asked again; None: if its reply is one choice of one part.
     """
     admission: Admission[Reply] = yield from admit(policy, messages, speculative=speculative, judged=judged)
     if admission.stopped is not None or admission.reply is None:
@@ -210,13 +212,22 @@ def converse(
     while True:
         said = read(reply)
         choices = yield from settle(policy, sent, said)
-        again = len(said) == 1 and choices[0].verdict is not None and choices[0].verdict.action == "rewrite"
-        if not again or choices[0].ending == "kept" or len(discarded) >= policy.defaults.max_rewrites:
+        broken = _to_rewrite(said, choices) if again or (again is None and len(said) == 1) else None
+        if broken is None or len(discarded) >= policy.defaults.max_rewrites:
             return Outcome(admission, reply, tuple(choices), tuple(discarded))
-        assert choices[0].verdict is not None
         discarded.append(reply)
-        yield Start(Request(admission.edits, feedback(policy, said[0], choices[0].verdict)))
+        yield Start(Request(admission.edits, feedback(policy, *broken)))
         reply = yield Finish()
+
+
+def _to_rewrite(said: Sequence[Message], choices: Sequence[Choice]) -> tuple[Message, Verdict] | None:
+    """Return the part of an answer that is to be written anew, unless another part blocks the answer."""
+    if any(choice.ending == "blocked" for choice in choices):
+        return None
+    for message, choice in zip(said, choices, strict=True):
+        if choice.ending != "kept" and choice.verdict is not None and choice.verdict.action == "rewrite":
+            return message, choice.verdict
+    return None
 
 
 def feedback(policy: Policy, answer: Message, verdict: Verdict) -> tuple[Message, Message]:

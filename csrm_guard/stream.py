@@ -53,12 +53,14 @@ class Gated(Generic[Chunk]):
         parts: the text in it, in order.
         choices: that it belongs to; none: to the stream as a whole (usage).
         ends: choices whose last chunk it is.
+        closes: texts and tool calls that are complete with it, before their choice ends.
     """
 
     chunk: Chunk
     parts: tuple[Part, ...] = ()
     choices: frozenset[int] = frozenset()
     ends: frozenset[int] = frozenset()
+    closes: frozenset[Key] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,8 @@ class StreamGate(Generic[Chunk]):
         self._lanes: dict[Key, _Lane] = {}
         self._held: list[tuple[Gated[Chunk], tuple[tuple[Part, int, int], ...]]] = []
         self._over: set[int] = set()
+        self._closed: set[Key] = set()
+        self._calls: set[Key] = set()  # that were judged and may leave
         self._done: set[int] = set()
         self._stopped: dict[int, Ended] = {}
         self._told: set[int] = set()
@@ -199,8 +203,11 @@ class StreamGate(Generic[Chunk]):
             lane.name = lane.name or part.name
             start = len(lane.raw)
             lane.raw += part.text
+            if part.text:
+                self._done.discard(part.key[0])  # some servers go on after an end
             placed.append((part, start, len(lane.raw)))
         self._over |= gated.ends
+        self._closed |= gated.closes & self._lanes.keys()
         self._held.append((gated, tuple(placed)))
 
     def finish(self) -> None:
@@ -214,7 +221,8 @@ class StreamGate(Generic[Chunk]):
             if key[0] not in self._stopped and key[0] not in self._done and key[1] != "tool":
                 ask = self._ask(key, lane)
                 self._asked += [ask] if ask else []
-        for choice in sorted(self._over - self._stopped.keys() - self._done):
+        whole = self._over | {key[0] for key in self._closed if key[1] == "tool"}
+        for choice in sorted(whole - self._stopped.keys() - self._done):
             ask = self._ask_tools(choice)
             self._asked += [ask] if ask else []
         return tuple(ask.view for ask in self._asked)
@@ -231,6 +239,7 @@ class StreamGate(Generic[Chunk]):
                 for key, end in zip(ask.keys, ask.ends, strict=True):
                     lane = self._lanes[key]
                     lane.clear(end, lane.raw[lane.cleared : end])
+                self._calls |= {key for key in ask.keys if key[1] == "tool"}
             elif verdict.action == "redact" and self._mode == "gated" and ask.keys[0][1] != "tool":
                 self._cut(ask, verdict)
             else:
@@ -261,7 +270,7 @@ class StreamGate(Generic[Chunk]):
         return out
 
     def _ask(self, key: Key, lane: _Lane) -> _Ask | None:
-        over = key[0] in self._over
+        over = self._complete(key)
         end = self._boundary(lane, over=over)
         if end is None:
             return None
@@ -298,15 +307,15 @@ class StreamGate(Generic[Chunk]):
         return end
 
     def _ask_tools(self, choice: int) -> _Ask | None:
-        keys = [key for key, lane in self._lanes.items() if key[0] == choice and key[1] == "tool"]
-        fresh = [
-            key for key in keys if self._lanes[key].cleared < len(self._lanes[key].raw) or not self._lanes[key].raw
-        ]
-        if not fresh or choice in self._done:
+        keys = [key for key in self._lanes if key[0] == choice and key[1] == "tool" and self._complete(key)]
+        if all(key in self._calls and self._lanes[key].cleared == len(self._lanes[key].raw) for key in keys):
             return None
         calls = tuple(ToolCall(self._lanes[key].name, self._lanes[key].raw) for key in keys)
         view = (*self._messages, Message("assistant", "", calls))
         return _Ask(tuple(keys), tuple(len(self._lanes[key].raw) for key in keys), view)
+
+    def _complete(self, key: Key) -> bool:
+        return key[0] in self._over or key in self._closed
 
     def _stop(self, choice: int, verdict: Verdict) -> None:
         ending: Ending = "blocked" if verdict.action == "block" else "fallback"
@@ -334,13 +343,15 @@ class StreamGate(Generic[Chunk]):
     def _may_leave(self, gated: Gated[Chunk], placed: tuple[tuple[Part, int, int], ...]) -> bool:
         if gated.ends - self._stopped.keys() - self._done:
             return False
-        if self._mode != "gated":
-            return all(part.key[1] != "tool" or part.key[0] in self._done for part, _, _ in placed)
-        return all(
-            self._lanes[part.key].cleared >= end and (part.key[1] != "tool" or part.key[0] in self._done)
-            for part, _, end in placed
-            if part.key[0] not in self._stopped
-        )
+        if not all(self._lanes[key].cleared == len(self._lanes[key].raw) for key in gated.closes & self._lanes.keys()):
+            return False
+        return all(self._part_may_leave(part.key, end) for part, _, end in placed if part.key[0] not in self._stopped)
+
+    def _part_may_leave(self, key: Key, end: int) -> bool:
+        judged = self._lanes[key].cleared >= end
+        if key[1] == "tool":
+            return judged and key in self._calls
+        return judged or self._mode != "gated"
 
     def _changed(self, placed: tuple[tuple[Part, int, int], ...]) -> dict[Key, str]:
         if self._mode != "gated":

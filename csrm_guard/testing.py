@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import select
+import socket
 import threading
 import time
 from collections import deque
@@ -16,6 +18,14 @@ import numpy as np
 
 from csrm_guard.errors import ScoringError
 from csrm_guard.model import Reading, ScoringRequest
+from csrm_guard.testing_bodies import (
+    chat_chunks,
+    chat_completion,
+    completion,
+    completion_chunks,
+    response,
+    response_events,
+)
 
 __all__ = ["ChatServer", "KeywordRewardModel", "Reply", "ScriptedRewardModel"]
 
@@ -90,7 +100,7 @@ class Reply:
     """One answer of a `ChatServer`.
 
     Attributes:
-        texts: one per choice.
+        texts: one per choice; in a response, one per part of its message.
         tool_calls: (name, arguments) of the first choice.
         refusal: of the first choice.
         reasoning: of the first choice.
@@ -98,6 +108,8 @@ class Reply:
         delay: seconds before the answer, and between streamed pieces.
         piece: characters of a streamed piece.
         broken_after: pieces after which the connection breaks off; None: it does not.
+        body: sent as it stands, instead of all this; of a stream, its events.
+        headers: of the HTTP response, besides the usual.
     """
 
     texts: tuple[str, ...] = ("",)
@@ -108,10 +120,14 @@ class Reply:
     delay: float = 0.0
     piece: int = 7
     broken_after: int | None = None
+    body: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class ChatServer:
     """An OpenAI-compatible server on loopback: real HTTP, scripted answers. Use it in a `with` block.
+
+    It speaks chat completions, completions and responses; a response in the background is there when it is fetched.
 
     Args:
         replies: in the order of the calls; a string is a reply of one choice, a function is given the body of the
@@ -120,7 +136,7 @@ class ChatServer:
     Attributes:
         requests: bodies that were received.
         streamed: pieces that were sent of each stream.
-        aborted: streams whose reader went away before their end.
+        aborted: answers and streams whose reader went away before their end.
     """
 
     def __init__(self, *replies: Reply | str | Callable[[dict[str, Any]], Reply]) -> None:
@@ -130,11 +146,15 @@ class ChatServer:
         self.streamed: list[int] = []
         self.aborted = 0
         self._lock = threading.Lock()
+        self._background: dict[str, tuple[dict[str, Any], Reply]] = {}
         chat = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:  # the name that the library asks for
                 chat._answer(self)
+
+            def do_GET(self) -> None:  # the name that the library asks for
+                chat._fetch(self)
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -160,103 +180,101 @@ class ChatServer:
         self._thread.join()
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])) or b"{}")
         with self._lock:
             self.requests.append(body)
-            found = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
+            stored = self._background.get(handler.path.split("/")[-2]) if handler.path.endswith("/cancel") else None
+            found = self._replies.pop(0) if len(self._replies) > 1 and not stored else self._replies[0]
+        if stored is not None:
+            _send_json(handler, response(*stored, identity=handler.path.split("/")[-2]))
+            return
         reply = found if isinstance(found, Reply) else found(body)
         time.sleep(reply.delay)
         try:
+            if reply.delay and _gone(handler):
+                raise ConnectionResetError
             if reply.status >= 400:
                 error = {"error": {"message": "scripted", "type": "server_error", "code": None, "param": None}}
-                _send_json(handler, error, reply.status)
+                _send_json(handler, error, reply.status, reply.headers)
+            elif reply.body is not None:
+                kind = "text/event-stream" if body.get("stream") else "application/json"
+                _send(handler, reply.body.encode(), kind, 200, reply.headers)
             elif body.get("stream"):
-                self._stream(handler, body, reply)
+                self._stream(handler, _events(handler.path, body, reply), reply)
+            elif body.get("background"):
+                _send_json(handler, self._queued(body, reply))
             else:
-                _send_json(handler, _completion(body, reply))
+                _send_json(handler, _whole(handler.path, body, reply))
         except (BrokenPipeError, ConnectionResetError):
             with self._lock:
                 self.aborted += 1
 
-    def _stream(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], reply: Reply) -> None:
+    def _queued(self, body: dict[str, Any], reply: Reply) -> dict[str, Any]:
+        with self._lock:
+            identity = f"resp_{len(self._background)}"
+            self._background[identity] = body, reply
+        return {**response(body, reply, identity), "status": "queued", "output": [], "usage": None}
+
+    def _fetch(self, handler: BaseHTTPRequestHandler) -> None:
+        identity, _, query = handler.path.split("/")[-1].partition("?")
+        if identity not in self._background:
+            _send_json(handler, {"error": {"message": f"no response {identity}"}}, 404)
+        elif "stream=true" in query:
+            body, reply = self._background[identity]
+            self._stream(handler, response_events(body, reply, identity), reply)
+        else:
+            _send_json(handler, response(*self._background[identity], identity=identity))
+
+    def _stream(self, handler: BaseHTTPRequestHandler, events: list[dict[str, Any]], reply: Reply) -> None:
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         handler.end_headers()
         with self._lock:
             self.streamed.append(0)
             place = len(self.streamed) - 1
-        for event in _chunks(body, reply):
+        for event in events:
             if reply.broken_after is not None and self.streamed[place] >= reply.broken_after:
                 return
-            handler.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            named = f"event: {event['type']}\n" if "type" in event else ""
+            handler.wfile.write(f"{named}data: {json.dumps(event)}\n\n".encode())
             handler.wfile.flush()
             self.streamed[place] += 1
             time.sleep(reply.delay)
         handler.wfile.write(b"data: [DONE]\n\n")
 
 
-_USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+def _whole(path: str, body: dict[str, Any], reply: Reply) -> dict[str, Any]:
+    if path.endswith("/responses"):
+        return response(body, reply)
+    return chat_completion(body, reply) if path.endswith("/chat/completions") else completion(body, reply)
 
 
-def _send_json(handler: BaseHTTPRequestHandler, body: dict[str, Any], status: int = 200) -> None:
-    data = json.dumps(body).encode()
+def _events(path: str, body: dict[str, Any], reply: Reply) -> list[dict[str, Any]]:
+    if path.endswith("/responses"):
+        return response_events(body, reply)
+    return chat_chunks(body, reply) if path.endswith("/chat/completions") else completion_chunks(body, reply)
+
+
+def _gone(handler: BaseHTTPRequestHandler) -> bool:
+    """Return whether the reader has closed the connection."""
+    readable, _, _ = select.select([handler.connection], [], [], 0)
+    return bool(readable) and handler.connection.recv(1, socket.MSG_PEEK) == b""
+
+
+def _send_json(
+    handler: BaseHTTPRequestHandler,
+    body: dict[str, Any],
+    status: int = 200,
+    headers: tuple[tuple[str, str], ...] = (),
+) -> None:
+    _send(handler, json.dumps(body).encode(), "application/json", status, headers)
+
+
+def _send(
+    handler: BaseHTTPRequestHandler, data: bytes, kind: str, status: int, headers: tuple[tuple[str, str], ...]
+) -> None:
     handler.send_response(status)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", str(len(data)))
+    for name, value in (("Content-Type", kind), ("Content-Length", str(len(data))), *headers):
+        handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(data)
-
-
-def _head(body: dict[str, Any], kind: str) -> dict[str, Any]:
-    return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": body.get("model", "scripted")}
-
-
-def _calls(reply: Reply) -> list[dict[str, Any]]:
-    return [
-        {"id": f"call_{i}", "type": "function", "function": {"name": name, "arguments": arguments}}
-        for i, (name, arguments) in enumerate(reply.tool_calls)
-    ]
-
-
-def _completion(body: dict[str, Any], reply: Reply) -> dict[str, Any]:
-    choices = []
-    for i, text in enumerate(reply.texts):
-        message: dict[str, Any] = {"role": "assistant", "content": text or None}
-        if i == 0 and reply.tool_calls:
-            message["tool_calls"] = _calls(reply)
-        if i == 0 and reply.refusal:
-            message["refusal"] = reply.refusal
-        if i == 0 and reply.reasoning:
-            message["reasoning_content"] = reply.reasoning
-        reason = "tool_calls" if message.get("tool_calls") else "stop"
-        choices.append({"index": i, "message": message, "finish_reason": reason, "logprobs": None})
-    return {**_head(body, "chat.completion"), "choices": choices, "usage": _USAGE}
-
-
-def _chunks(body: dict[str, Any], reply: Reply) -> list[dict[str, Any]]:
-    head = _head(body, "chat.completion.chunk")
-
-    def chunk(i: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        return {**head, "choices": [{"index": i, "delta": delta, "finish_reason": reason, "logprobs": None}]}
-
-    def cut(text: str) -> list[str]:
-        return [text[k : k + reply.piece] for k in range(0, len(text), reply.piece)]
-
-    lanes = [[chunk(i, {"role": "assistant", "content": ""})] for i in range(len(reply.texts))]
-    lanes[0] += [chunk(0, {"reasoning_content": text}) for text in cut(reply.reasoning or "")]
-    for i, text in enumerate(reply.texts):
-        lanes[i] += [chunk(i, {"content": piece}) for piece in cut(text)]
-    lanes[0] += [chunk(0, {"refusal": text}) for text in cut(reply.refusal or "")]
-    for k, call in enumerate(_calls(reply)):
-        named = {**call, "index": k, "function": {"name": call["function"]["name"], "arguments": ""}}
-        lanes[0].append(chunk(0, {"tool_calls": [named]}))
-        lanes[0] += [
-            chunk(0, {"tool_calls": [{"index": k, "function": {"arguments": piece}}]})
-            for piece in cut(call["function"]["arguments"])
-        ]
-    for i, lane in enumerate(lanes):
-        lane.append(chunk(i, {}, "tool_calls" if i == 0 and reply.tool_calls else "stop"))
-    mixed = [lane[k] for k in range(max(map(len, lanes))) for lane in lanes if k < len(lane)]
-    if (body.get("stream_options") or {}).get("include_usage"):
-        mixed.append({**head, "choices": [], "usage": _USAGE})
-    return mixed

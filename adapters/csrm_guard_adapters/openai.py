@@ -1,32 +1,31 @@
 """Guard an OpenAI-style client: `guard_client(OpenAI(), "support-desk")`.
 
-The client keeps its shape and returns the vendor's own objects. Its chat completions are judged before and after each
-call, streams while they run. Other endpoints that generate text (responses, completions, realtime) are refused, so that
-nothing leaves unjudged; what generates none (embeddings, files, models) passes through. Works with `OpenAI`,
-`AsyncOpenAI`, the Azure clients, and clients of the same make (the Stainless generator's).
+The client keeps its shape and returns the vendor's own objects. Its chat completions, responses and completions are
+judged before and after each call, streams while they run. Other endpoints that generate text (beta, realtime) are
+refused, so that nothing leaves unjudged; what generates none (embeddings, files, models) passes through. Works with
+`OpenAI`, `AsyncOpenAI`, the Azure clients, and clients of the same make (the Stainless generator's).
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from csrm_guard import CsrmGuardError, Guard, Policy
+from csrm_guard import Guard, Policy
 from csrm_guard.stream import Mode
-from csrm_guard_adapters.openai_calls import Endpoint, Format, OnBlock, Options, Wasted
+from csrm_guard_adapters.openai_calls import Endpoint, OnBlock, Options, Wasted
 from csrm_guard_adapters.openai_chat import ChatFormat
+from csrm_guard_adapters.openai_completions import CompletionsFormat
+from csrm_guard_adapters.openai_cover import Around, UnguardedEndpoint
+from csrm_guard_adapters.openai_formats import Format
+from csrm_guard_adapters.openai_responses import ResponsesFormat, RetrieveFormat
 from csrm_guard_adapters.verdicts import Verdicts, verdicts_of
 
 __all__ = ["UnguardedEndpoint", "Verdicts", "guard_client", "verdicts_of", "wasted_by"]
 
 Client = TypeVar("Client")
-# Endpoints that generate text and that no format reads yet.
-_UNGUARDED = frozenset({"responses", "completions", "beta", "realtime", "images", "audio", "videos", "conversations"})
-
-
-class UnguardedEndpoint(CsrmGuardError, AttributeError):
-    """An endpoint of a guarded client would let text pass unjudged."""
 
 
 def guard_client(
@@ -70,39 +69,37 @@ def wasted_by(client: object) -> Wasted:
     return options.wasted
 
 
-class _Around:
-    """Passes every attribute through, but those that a subclass defines."""
+class _Around(Around):
+    # Endpoints that generate text and that no format reads.
+    _refused: frozenset[str] = frozenset()
 
     def __init__(self, inner: Any, options: Options) -> None:
-        self._inner, self._csrm_options = inner, options
+        super().__init__(inner)
+        self._csrm_options = options
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def __dir__(self) -> list[str]:
-        return dir(self._inner)
-
-    def __repr__(self) -> str:
-        return f"guarded {self._inner!r}"
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type[Any]:
-        # isinstance(guarded, OpenAI) holds, as frameworks ask.
-        return type(self._inner)
+        if name in self._refused:
+            raise UnguardedEndpoint(
+                f"{type(self._inner).__name__}.{name} generates text that guard_client does not judge yet: use "
+                "client.chat.completions or client.responses, or call the bare client and judge with Guard.check"
+            )
+        return super().__getattr__(name)
 
 
 class _Client(_Around):
+    _refused = frozenset({"audio", "beta", "conversations", "decisions", "images", "live", "realtime", "videos"})
+
     @property
     def chat(self) -> Any:
         return _Chat(self._inner.chat, self._csrm_options)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _UNGUARDED:
-            raise UnguardedEndpoint(
-                f"client.{name} generates text that guard_client does not judge yet: use client.chat.completions, or "
-                "call the bare client and judge with Guard.check"
-            )
-        return getattr(self._inner, name)
+    @property
+    def completions(self) -> Any:
+        return _Resource(self._inner.completions, self._csrm_options, CompletionsFormat)
+
+    @property
+    def responses(self) -> Any:
+        return _Responses(self._inner.responses, self._csrm_options, ResponsesFormat)
 
     @property
     def with_raw_response(self) -> Any:
@@ -136,7 +133,7 @@ class _Client(_Around):
 class _Chat(_Around):
     @property
     def completions(self) -> Any:
-        return _Resource(self._inner.completions, self._csrm_options, ChatFormat())
+        return _Resource(self._inner.completions, self._csrm_options, ChatFormat)
 
     @property
     def with_raw_response(self) -> Any:
@@ -148,19 +145,19 @@ class _Chat(_Around):
 
 
 class _Resource(_Around):
-    """Completions or responses: `create` and `parse` are guarded, `stream` runs over the guarded `create`."""
+    """An endpoint: `create` and `parse` are guarded, `stream` runs over the guarded `create`."""
 
-    def __init__(self, inner: Any, options: Options, form: Format) -> None:
+    def __init__(self, inner: Any, options: Options, form: Callable[[bool], Format]) -> None:
         super().__init__(inner, options)
-        self._form = form
+        self._form = form  # by whether the reply is parsed
 
     @property
     def create(self) -> Any:
-        return self._guarded(self._inner.create)
+        return self._guarded(self._inner.create, self._form(False))
 
     @property
     def parse(self) -> Any:
-        return self._guarded(self._inner.parse)
+        return self._guarded(self._inner.parse, self._form(True))
 
     @property
     def stream(self) -> Any:
@@ -175,8 +172,8 @@ class _Resource(_Around):
     def with_streaming_response(self) -> Any:
         return type(self._inner.with_streaming_response)(self)
 
-    def _guarded(self, inner: Any) -> Any:
-        endpoint = Endpoint(inner, self._form, self._csrm_options)
+    def _guarded(self, inner: Any, form: Format) -> Any:
+        endpoint = Endpoint(inner, form, self._csrm_options)
         # The vendor's coroutine functions hide behind plain decorators; its clients do not.
         if _is_async(self._inner):
 
@@ -189,6 +186,28 @@ class _Resource(_Around):
             return endpoint.call(kwargs)
 
         return call
+
+
+class _Responses(_Resource):
+    """Stored responses are judged when they are fetched; what runs over a socket is refused."""
+
+    _refused = frozenset({"connect"})
+
+    @property
+    def retrieve(self) -> Any:
+        return self._stored(self._inner.retrieve)
+
+    @property
+    def cancel(self) -> Any:
+        return self._stored(self._inner.cancel)
+
+    def _stored(self, inner: Any) -> Any:
+        call = self._guarded(inner, RetrieveFormat())
+
+        def stored(response_id: str, **kwargs: Any) -> Any:
+            return call(response_id=response_id, **kwargs)
+
+        return stored
 
 
 def _is_async(resource: Any) -> bool:

@@ -3,67 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from openai import AsyncStream, Stream
 
 from csrm_guard import Blocked, Guard, Message, Verdict
 from csrm_guard.drivers import adrive, apump, drive, pump
-from csrm_guard.flow import Admission, Choice, Ending, Outcome, Request, admit, converse
-from csrm_guard.stream import Ended, Gated, Mode, Passed, StreamGate
+from csrm_guard.flow import Admission, Outcome, Request, Step, admit, converse
+from csrm_guard.stream import Ended, Gated, Mode, StreamGate
+from csrm_guard_adapters.openai_formats import Events, Format
+from csrm_guard_adapters.openai_streams import aclose, close, covered, replayed, sealed, upstream_of
 from csrm_guard_adapters.verdicts import Verdicts, attach, summarise
 
-__all__ = ["Endpoint", "Format", "OnBlock", "Options", "Wasted"]
+__all__ = ["Endpoint", "OnBlock", "Options", "Wasted"]
 
 OnBlock: TypeAlias = Literal["raise", "return"]
 Views: TypeAlias = Sequence[tuple[Message, ...]]
-
-
-class Format(Protocol):
-    """How one endpoint's requests, replies and stream events are read and written."""
-
-    def prepared(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return arguments that can be read twice."""
-        ...
-
-    def messages(self, kwargs: dict[str, Any]) -> tuple[Message, ...]:
-        """Return the conversation that is sent."""
-        ...
-
-    def request(self, kwargs: dict[str, Any], request: Request) -> dict[str, Any]:
-        """Return the arguments with edits and feedback written in."""
-        ...
-
-    def choices(self, kwargs: dict[str, Any]) -> int:
-        """Return how many answers are asked for."""
-        ...
-
-    def read(self, reply: Any) -> list[Message]:
-        """Return the judged parts of a reply."""
-        ...
-
-    def write(self, reply: Any, choices: Sequence[Choice]) -> Any:
-        """Return the reply without what may not be seen."""
-        ...
-
-    def stopped(self, kwargs: dict[str, Any], ending: Ending, text: str) -> Any:
-        """Return what stands in for a call that was not made."""
-        ...
-
-    def gated(self, chunk: Any) -> Gated[Any]:
-        """Return a chunk with what it holds."""
-        ...
-
-    def passed(self, passed: Passed[Any]) -> Any:
-        """Return a chunk that may leave."""
-        ...
-
-    def ended(self, ended: Ended, last: Any, kwargs: dict[str, Any]) -> list[Any]:
-        """Return the chunks that end a choice."""
-        ...
+Talk: TypeAlias = Generator[Step, Any, Outcome[Any]]
 
 
 @dataclass(slots=True)
@@ -123,7 +81,7 @@ class Endpoint:
             flow = admit(guard.policy, messages, speculative=self.options.speculative)
             admission = drive(flow, guard.score, ask, self._discard)
             return self._stream(guard, messages, admission, kwargs)
-        talk = converse(guard.policy, messages, self._read, speculative=self.options.speculative)
+        talk = self._talk(guard, messages, kwargs)
         return self._answer(guard, drive(talk, guard.score, ask, self._discard), kwargs)
 
     async def acall(self, kwargs: dict[str, Any]) -> Any:
@@ -141,7 +99,7 @@ class Endpoint:
             flow = admit(guard.policy, messages, speculative=self.options.speculative)
             admission = await adrive(flow, _judge(guard), ask, self._adiscard)
             return self._astream(guard, messages, admission, kwargs)
-        talk = converse(guard.policy, messages, self._read, speculative=self.options.speculative)
+        talk = self._talk(guard, messages, kwargs)
         return self._answer(guard, await adrive(talk, _judge(guard), ask, self._adiscard), kwargs)
 
     def _begin(self, kwargs: dict[str, Any]) -> tuple[Guard | None, dict[str, Any]]:
@@ -149,7 +107,16 @@ class Endpoint:
         guard = kwargs.pop("guard", self.options.guard)
         if guard is not None and not isinstance(guard, Guard):
             raise TypeError(f"guard: a Guard, or None to switch it off for this call, not {type(guard).__name__}")
-        return guard, self.form.prepared(kwargs) if guard is not None else kwargs
+        if guard is None:
+            return None, kwargs
+        hidden = self.form.judged & set(kwargs.get("extra_body") or ())
+        if hidden:
+            raise TypeError(f"extra_body: {', '.join(sorted(hidden))} would be sent unjudged; pass it as an argument")
+        return guard, self.form.prepared(kwargs)
+
+    def _talk(self, guard: Guard, messages: tuple[Message, ...], kwargs: dict[str, Any]) -> Talk:
+        again, speculative = self.form.again(kwargs), self.options.speculative
+        return converse(guard.policy, messages, self._read, speculative=speculative, again=again)
 
     def _read(self, reply: Any) -> list[Message]:
         return self.form.read(_parsed(reply))
@@ -177,46 +144,40 @@ class Endpoint:
         if admission.stopped is not None:
             return self._instead(Stream, guard, admission, kwargs)
         stream, gate = _parsed(admission.reply), self._gate(guard, _sent(messages, admission), kwargs)
-        upstream = _iterator(stream)
+        found, upstream, form = covered(stream), upstream_of(stream), self.form.events(kwargs)
 
         def events() -> Iterator[Any]:
-            last = None
             try:
-                for out in pump(gate, guard.score, map(self.form.gated, upstream)):
-                    last = out.chunk if isinstance(out, Passed) else last
-                    yield from self._out(out, last, kwargs)
-                    attach(stream, _so_far(admission, gate))
+                for out in pump(gate, guard.score, map(form.gated, upstream)):
+                    yield from form.out(out)
+                    attach(found, _so_far(admission, gate))
             finally:
-                _close(stream)
+                close(stream)
 
-        stream._iterator = events()
-        attach(stream, _so_far(admission, gate))
-        return admission.reply
+        found._iterator = events()
+        attach(found, _so_far(admission, gate))
+        return found if admission.reply is stream else sealed(admission.reply)
 
     def _astream(self, guard: Guard, messages: tuple[Message, ...], admission: Admission[Any], kwargs: Any) -> Any:
         if admission.stopped is not None:
             return self._instead(AsyncStream, guard, admission, kwargs)
         stream, gate = _parsed(admission.reply), self._gate(guard, _sent(messages, admission), kwargs)
-        upstream = _iterator(stream)
-
-        async def gated() -> AsyncIterator[Gated[Any]]:
-            async for chunk in upstream:
-                yield self.form.gated(chunk)
+        found, upstream, form = covered(stream), upstream_of(stream), self.form.events(kwargs)
 
         async def events() -> AsyncIterator[Any]:
-            last = None
             try:
-                async for out in apump(gate, _judge(guard), gated()):
-                    last = out.chunk if isinstance(out, Passed) else last
-                    for event in self._out(out, last, kwargs):
+                async for out in apump(gate, _judge(guard), _read_by(form, upstream)):
+                    for event in form.out(out):
                         yield event
-                    attach(stream, _so_far(admission, gate))
+                    attach(found, _so_far(admission, gate))
             finally:
-                await _aclose(stream)
+                await aclose(stream)
 
-        stream._iterator = events()
-        attach(stream, _so_far(admission, gate))
-        return admission.reply.response if isinstance(admission.reply, _Read) else admission.reply
+        found._iterator = events()
+        attach(found, _so_far(admission, gate))
+        if admission.reply is stream:
+            return found
+        return sealed(admission.reply.response if isinstance(admission.reply, _Read) else admission.reply)
 
     def _gate(self, guard: Guard, sent: tuple[Message, ...], kwargs: dict[str, Any]) -> StreamGate[Any]:
         options = self.options
@@ -224,26 +185,23 @@ class Endpoint:
             guard.policy, sent, mode=options.stream, every=options.every, choices=self.form.choices(kwargs)
         )
 
-    def _out(self, out: Passed[Any] | Ended, last: Any, kwargs: dict[str, Any]) -> list[Any]:
-        return [self.form.passed(out)] if isinstance(out, Passed) else self.form.ended(out, last, kwargs)
-
     def _instead(self, kind: type[Any], guard: Guard, admission: Admission[Any], kwargs: dict[str, Any]) -> Any:
         """Return the stream that stands in for a call that was not made."""
         assert admission.stopped is not None
         if admission.ending == "blocked" and self.options.on_block == "raise":
             raise Blocked(admission.stopped)
         ended = Ended(0, admission.stopped, admission.ending, guard.policy.defaults.fallback)
-        found = _replayed(kind, self.form.ended(ended, None, kwargs))
+        found = replayed(kind, self.form.events(kwargs).out(ended))
         attach(found, Verdicts(prompt=admission.verdicts, endings=(admission.ending,)))
         return found
 
     def _discard(self, reply: Any) -> None:
         self.options.wasted.add(_parsed(reply))
-        _close(_parsed(reply))
+        close(_parsed(reply))
 
     async def _adiscard(self, reply: Any) -> None:
         self.options.wasted.add(_parsed(reply))
-        await _aclose(_parsed(reply))
+        await aclose(_parsed(reply))
 
 
 def _judge(guard: Guard) -> Callable[[Views], Awaitable[list[Verdict]]]:
@@ -251,6 +209,11 @@ def _judge(guard: Guard) -> Callable[[Views], Awaitable[list[Verdict]]]:
         return await guard.ascore(views)
 
     return judge
+
+
+async def _read_by(form: Events, upstream: Any) -> AsyncIterator[Gated[Any]]:
+    async for event in upstream:
+        yield form.gated(event)
 
 
 def _sent(messages: tuple[Message, ...], admission: Admission[Any]) -> tuple[Message, ...]:
@@ -284,51 +247,3 @@ class _Read:
 
     def parse(self) -> Any:
         return self._body
-
-
-def _iterator(stream: Any) -> Any:
-    if not hasattr(stream, "_iterator"):
-        raise TypeError(
-            f"stream of type {type(stream).__module__}.{type(stream).__name__}: not of the OpenAI client's shape; "
-            "use csrm_guard.drivers.pump with it"
-        )
-    return stream._iterator
-
-
-def _replayed(kind: type[Any], events: list[Any]) -> Any:
-    """Return a vendor's stream over events that are there already."""
-    stream: Any = object.__new__(kind)
-    stream.response = _Nothing()
-    if kind is Stream:
-        stream._iterator = iter(events)
-    else:
-
-        async def replay() -> AsyncIterator[Any]:
-            for event in events:
-                yield event
-
-        stream._iterator = replay()
-    return stream
-
-
-class _Nothing:
-    """Stands where no response was received."""
-
-    def close(self) -> None:
-        pass
-
-    async def aclose(self) -> None:
-        pass
-
-
-def _close(found: Any) -> None:
-    with suppress(AttributeError):
-        found.close()
-
-
-async def _aclose(found: Any) -> None:
-    close = getattr(found, "close", None)
-    if close is not None:
-        waiting = close()
-        if asyncio.iscoroutine(waiting):
-            await waiting

@@ -5,23 +5,26 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import ChatCompletion, ParsedChatCompletion
 
 from csrm_guard import Message, ToolCall
 from csrm_guard.flow import Choice, Ending, Request
 from csrm_guard.messages import parse_messages
-from csrm_guard.stream import Channel, Ended, Gated, Part, Passed
+from csrm_guard_adapters.openai_chat_chunks import REASONING, ChatChunks, reasoning_of
+from csrm_guard_adapters.openai_formats import REASONS, replayable
 
 __all__ = ["ChatFormat", "as_messages"]
 
-_REASONING = ("reasoning_content", "reasoning")
-
 
 def as_messages(messages: Sequence[Any]) -> tuple[Message, ...]:
-    """Return a request's messages; the SDK's own objects may stand among the dicts."""
-    return parse_messages([_plain(message) for message in messages])
+    """Return a request's messages; the SDK's own objects may stand among the dicts.
+
+    None, or an empty one at the end, is the vendor's to refuse.
+    """
+    return parse_messages([*(_plain(message) for message in messages), Message("user", "-")])[:-1]
 
 
 def _plain(message: Any) -> Any:
@@ -38,16 +41,20 @@ def _plain(message: Any) -> Any:
     return {**message, "tool_calls": calls}
 
 
+@dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """Chat completions."""
+    """Chat completions; `parsed`: as `parse` returns them."""
+
+    parsed: bool = False
+    judged: frozenset[str] = frozenset({"messages", "n"})
 
     def prepared(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call, its messages in a list that can be read twice."""
-        return {**kwargs, "messages": list(kwargs["messages"])} if "messages" in kwargs else kwargs
+        return replayable(kwargs, "messages")
 
     def messages(self, kwargs: dict[str, Any]) -> tuple[Message, ...]:
         """Return the conversation that is sent."""
-        return as_messages(kwargs["messages"])
+        return as_messages(kwargs.get("messages") or ())
 
     def request(self, kwargs: dict[str, Any], request: Request) -> dict[str, Any]:
         """Return the arguments with edits and feedback written in."""
@@ -64,6 +71,10 @@ class ChatFormat:
         """Return how many answers are asked for."""
         n = kwargs.get("n")
         return n if isinstance(n, int) else 1
+
+    def again(self, kwargs: dict[str, Any]) -> bool:
+        """Return whether one answer is asked for: of several, the others would be lost."""
+        return self.choices(kwargs) == 1
 
     def read(self, reply: Any) -> list[Message]:
         """Return what a reply says: per choice its message, and its reasoning, if it shows any."""
@@ -84,66 +95,19 @@ class ChatFormat:
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if ending == "blocked":
             message = {"role": "assistant", "content": None, "refusal": text}
-        choice = {"index": 0, "message": message, "finish_reason": _REASON[ending], "logprobs": None}
-        return ChatCompletion.model_validate({
+        choice = {"index": 0, "message": message, "finish_reason": REASONS[ending], "logprobs": None}
+        body: dict[str, Any] = {
             "id": f"chatcmpl-guard-{uuid.uuid4().hex}",
             "object": "chat.completion",
             "created": int(time.time()),
             "model": str(kwargs.get("model", "")),
             "choices": [choice],
-        })  # fmt: skip
+        }
+        return ParsedChatCompletion.construct(**body) if self.parsed else ChatCompletion.model_validate(body)
 
-    def gated(self, chunk: Any) -> Gated[Any]:
-        """Return a chunk with what it holds."""
-        parts: list[Part] = []
-        for choice in chunk.choices:
-            parts += _parts(choice)
-        ends = frozenset(choice.index for choice in chunk.choices if choice.finish_reason)
-        return Gated(chunk, tuple(parts), frozenset(choice.index for choice in chunk.choices), ends)
-
-    def passed(self, passed: Passed[Any]) -> Any:
-        """Return the chunk, or a copy where something of it may not be seen."""
-        if not passed.texts and not passed.without:
-            return passed.chunk
-        chunk = passed.chunk.model_copy(deep=True)
-        chunk.choices = [choice for choice in chunk.choices if choice.index not in passed.without]
-        for choice in chunk.choices:
-            for (index, channel, _), text in passed.texts.items():
-                if index == choice.index:
-                    _set_text(choice.delta, channel, text)
-                    choice.logprobs = None
-        return chunk
-
-    def ended(self, ended: Ended, last: Any, kwargs: dict[str, Any]) -> list[Any]:
-        """Return the chunks that end a choice which the policy ended.
-
-        Args:
-            ended: which, and how.
-            last: a chunk of the same stream, for its id and usage; None: there was none.
-            kwargs: of the call.
-        """
-        delta: dict[str, Any] = {"content": ended.text} if ended.ending == "fallback" else {"refusal": ended.text}
-        made = []
-        for content, reason in ((delta, None), ({}, _REASON[ended.ending])):
-            choice = {"index": ended.choice, "delta": content, "finish_reason": reason, "logprobs": None}
-            made.append(_chunk(choice, last, kwargs))
-        if last is not None and getattr(last, "usage", None) is not None:
-            made[-1].usage = last.usage
-        return made
-
-
-_REASON: dict[Ending, str] = {"fallback": "stop", "blocked": "content_filter", "redacted": "stop", "kept": "stop"}
-
-
-def _chunk(choice: dict[str, Any], last: Any, kwargs: dict[str, Any]) -> Any:
-    cls = type(last) if last is not None else ChatCompletionChunk
-    return cls.model_validate({
-        "id": last.id if last is not None else f"chatcmpl-guard-{uuid.uuid4().hex}",
-        "object": "chat.completion.chunk",
-        "created": last.created if last is not None else int(time.time()),
-        "model": last.model if last is not None else str(kwargs.get("model", "")),
-        "choices": [choice],
-    })  # fmt: skip
+    def events(self, kwargs: dict[str, Any]) -> ChatChunks:
+        """Return what reads and writes a stream of this call."""
+        return ChatChunks(str(kwargs.get("model", "")))
 
 
 def _with_text(message: Any, text: str) -> Any:
@@ -156,27 +120,21 @@ def _with_text(message: Any, text: str) -> Any:
     return {**plain, "content": [{"type": "text", "text": text}, *others]}
 
 
-def _reasoning(holder: Any) -> tuple[str, str] | None:
-    for name in _REASONING:
-        text = getattr(holder, name, None)
-        if isinstance(text, str) and text:
-            return name, text
-    return None
-
-
 def _units(reply: Any) -> list[tuple[int, str, Message]]:
     """Return what is judged of a reply: (choice, what, message)."""
     found = []
     for i, choice in enumerate(reply.choices):
         said = choice.message
-        text = "\n".join(part for part in (said.content, getattr(said, "refusal", None)) if part)
+        audio = getattr(said, "audio", None)
+        texts = (said.content, getattr(said, "refusal", None), getattr(audio, "transcript", None))
+        text = "\n".join(part for part in texts if part)
         calls = tuple(_call(call) for call in getattr(said, "tool_calls", None) or ())
         legacy = getattr(said, "function_call", None)
         if legacy is not None:
             calls = (*calls, ToolCall(legacy.name or "", legacy.arguments or ""))
-        unread = ("audio",) if getattr(said, "audio", None) is not None else ()
+        unread = ("audio",) if audio is not None else ()
         found.append((i, "message", Message("assistant", text, calls, unread)))
-        thought = _reasoning(said)
+        thought = reasoning_of(said)
         if thought:
             found.append((i, thought[0], Message("assistant", thought[1])))
     return found
@@ -198,46 +156,14 @@ def _rewrite(choice: Any, kind: str, ended: Choice) -> None:
     if kind != "message" and ended.ending != "blocked":
         setattr(said, kind, ended.text if ended.ending == "redacted" else None)
         return
-    for name in _REASONING:
+    for name in REASONING:
         if getattr(said, name, None) is not None:
             setattr(said, name, None)
     blocked = ended.ending == "blocked"
     said.content = None if blocked else ended.text
     said.refusal = ended.text if blocked else None
+    if getattr(said, "audio", None) is not None:
+        said.audio = None  # it says what its transcript says
     if ended.ending != "redacted":
         said.tool_calls, said.function_call = None, None
-        choice.finish_reason = _REASON[ended.ending]
-        if getattr(said, "audio", None) is not None:
-            said.audio = None
-
-
-def _parts(choice: Any) -> list[Part]:
-    delta, i = choice.delta, choice.index
-    found = []
-    for channel in ("content", "refusal"):
-        text = getattr(delta, channel, None)
-        if text:
-            found.append(Part((i, _CHANNEL[channel], 0), text))
-    thought = _reasoning(delta)
-    if thought:
-        found.append(Part((i, "reasoning", 0), thought[1]))
-    for call in getattr(delta, "tool_calls", None) or ():
-        function = call.function
-        name, text = (function.name or "", function.arguments or "") if function is not None else ("", "")
-        found.append(Part((i, "tool", call.index), text, name))
-    legacy = getattr(delta, "function_call", None)
-    if legacy is not None:
-        found.append(Part((i, "tool", -1), legacy.arguments or "", legacy.name or ""))
-    return found
-
-
-_CHANNEL: dict[str, Channel] = {"content": "content", "refusal": "refusal"}
-
-
-def _set_text(delta: Any, channel: Channel, text: str) -> None:
-    if channel == "reasoning":
-        thought = _reasoning(delta)
-        if thought:
-            setattr(delta, thought[0], text)
-    elif channel != "tool":
-        setattr(delta, channel, text)
+        choice.finish_reason = REASONS[ended.ending]

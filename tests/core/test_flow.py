@@ -250,3 +250,11 @@ def test_an_error_while_judging_cancels_the_call():
     with pytest.raises(KeyError):
         asyncio.run(adrive(admit(policy(), TALK, speculative=True), judge, call))
     assert cancelled == [True]
+
+
+@pytest.mark.parametrize(("again", "asked"), [(True, 2), (False, 1), (None, 1)])
+def test_who_reads_a_reply_says_whether_its_parts_are_one_answer(again: bool | None, asked: int):
+    made, model = policy("rewrite"), Model(["thought", "a bomb"], ["thought", "better"])
+    guard = Guard(made, KeywordRewardModel("bomb"))
+    drive(converse(made, TALK, read, again=again), guard.score, model)
+    assert len(model.requests) == asked

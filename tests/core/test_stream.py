@@ -264,3 +264,48 @@ def test_in_mode_sampled_at_most_every_characters_and_a_chunk_leak():
 def test_options_below_one_are_errors(options: dict[str, int]):
     with pytest.raises(ValueError, match="at least 1"):
         StreamGate(policy(), TALK, **options)  # type: ignore[arg-type]
+
+
+def closing(text: str, channel: str) -> Gated[Word]:
+    key: Key = (0, channel, 0)  # type: ignore[assignment]
+    return Gated((0, text), (Part(key, text, "run"),), frozenset({0}), closes=frozenset({key}))
+
+
+@pytest.mark.parametrize("channel", ["content", "tool"])
+def test_a_part_that_is_complete_leaves_before_its_choice_ends(channel: str):
+    guard = Guard(policy(), KeywordRewardModel("bomb"))
+    gate: StreamGate[Word] = StreamGate(guard.policy, TALK)
+    gate.push(closing("fine", channel))
+    gate.settle(guard.score(gate.due()))
+    assert said(gate.ready()) == {0: "fine"}
+    assert not gate.due()
+
+
+@pytest.mark.parametrize("mode", ["gated", "sampled", "end"])
+@pytest.mark.parametrize("channel", ["content", "tool"])
+def test_the_end_of_a_part_waits_for_its_judgement_in_every_mode(mode: str, channel: str):
+    guard = Guard(policy(), KeywordRewardModel("bomb"))
+    gate: StreamGate[Word] = StreamGate(guard.policy, TALK, mode=mode)  # type: ignore[arg-type]
+    gate.push(closing("a bomb", channel))
+    views = gate.due()
+    gate.settle(guard.score(views))
+    out = gate.ready()
+    assert (said(out), ended(out)) == ({}, {0: "blocked"})
+
+
+def test_a_later_tool_call_is_judged_with_the_ones_before_it():
+    guard = Guard(policy(), KeywordRewardModel("bomb"))
+    gate: StreamGate[Word] = StreamGate(guard.policy, TALK)
+    gate.push(closing("one", "tool"))
+    gate.settle(guard.score(gate.due()))
+    key: Key = (0, "tool", 1)
+    gate.push(Gated((0, "two"), (Part(key, "two", "run"),), frozenset({0}), closes=frozenset({key})))
+    (view,) = gate.due()
+    assert [call.arguments for call in view[-1].tool_calls] == ["one", "two"]
+
+
+def test_a_choice_that_goes_on_after_its_end_is_judged_on():
+    guard = Guard(policy(), KeywordRewardModel("bomb"))
+    sent = [gated(0, "Fine. ", last=True), gated(0, "Good. "), gated(0, "A bomb. ")]
+    out = list(pump(StreamGate(guard.policy, TALK), guard.score, sent))
+    assert (said(out), ended(out)) == ({0: "Fine. Good. "}, {0: "blocked"})
