@@ -186,12 +186,13 @@ class ChatServer:
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])) or b"{}")
+        path = handler.path.partition("?")[0]
         with self._lock:
             self.requests.append(body)
-            stored = self._background.get(handler.path.split("/")[-2]) if handler.path.endswith("/cancel") else None
+            stored = self._background.get(path.split("/")[-2]) if path.endswith("/cancel") else None
             found = self._replies.pop(0) if len(self._replies) > 1 and not stored else self._replies[0]
         if stored is not None:
-            _send_json(handler, response(*stored, identity=handler.path.split("/")[-2]))
+            _send_json(handler, response(*stored, identity=path.split("/")[-2]))
             return
         reply = found if isinstance(found, Reply) else found(body)
         time.sleep(reply.delay)
@@ -207,13 +208,13 @@ class ChatServer:
                 kind = "text/event-stream" if body.get("stream") else "application/json"
                 _send(handler, reply.body.encode(), kind, 200, reply.headers)
             elif reply.broken_after is not None and not body.get("stream"):
-                _send_part(handler, _whole(handler.path, body, reply), reply)
+                _send_part(handler, _whole(path, body, reply), reply)
             elif body.get("stream"):
-                self._stream(handler, _events(handler.path, body, reply), reply)
+                self._stream(handler, _events(path, body, reply), reply)
             elif body.get("background"):
                 _send_json(handler, self._queued(body, reply))
             else:
-                _send_json(handler, _whole(handler.path, body, reply))
+                _send_json(handler, _whole(path, body, reply))
         except (BrokenPipeError, ConnectionResetError):
             with self._lock:
                 self.aborted += 1

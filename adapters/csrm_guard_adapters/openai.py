@@ -87,7 +87,10 @@ class _Around(Around):
 
 
 class _Client(_Around):
-    _refused = frozenset({"audio", "beta", "conversations", "decisions", "images", "live", "realtime", "videos"})
+    _refused = frozenset({
+        "audio", "beta", "conversations", "decisions", "images", "live", "realtime", "videos",
+        "get", "patch", "post", "put", "request",  # the client's own, for endpoints that it does not know
+    })  # fmt: skip
 
     @property
     def chat(self) -> Any:

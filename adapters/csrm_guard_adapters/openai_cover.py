@@ -22,8 +22,9 @@ class Around:
 
     def __getattr__(self, name: str) -> Any:
         # Python asks here, too, when a property fails: what is guarded must not be had unguarded then.
-        if any(name in vars(cls) for cls in type(self).__mro__):
-            raise AttributeError(f"{type(self._inner).__name__} has no attribute {name}", name=name, obj=self._inner)
+        # A copy asks before it has an inner object.
+        if name == "_inner" or any(name in vars(cls) for cls in type(self).__mro__):
+            raise AttributeError(f"a guarded object has no attribute {name}", name=name)
         return getattr(self._inner, name)
 
     def __dir__(self) -> list[str]:

@@ -39,7 +39,7 @@ class ResponsesFormat:
     """Responses; `parsed`: as `parse` returns them."""
 
     parsed: bool = False
-    judged: frozenset[str] = frozenset({"input", "instructions", *_HIDDEN})
+    judged: frozenset[str] = frozenset({"input", "instructions", "prompt"})
 
     def prepared(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call, its input in a list that can be read twice."""
@@ -48,7 +48,8 @@ class ResponsesFormat:
     def messages(self, kwargs: dict[str, Any]) -> tuple[Message, ...]:
         """Return the conversation that is sent, as far as it is in the request."""
         found = [message for _, message in _placed(kwargs)]
-        hidden = tuple(name for name in _HIDDEN if isinstance(kwargs.get(name), str | Mapping))
+        sent = {**(kwargs.get("extra_body") or {}), **kwargs}
+        hidden = tuple(name for name in _HIDDEN if isinstance(sent.get(name), str | Mapping))
         if not hidden:
             return tuple(found)
         if not found or found[-1].role in ("assistant", "system", "developer"):

@@ -1,4 +1,5 @@
 import asyncio
+import copy
 import gc
 import threading
 import time
@@ -313,7 +314,7 @@ def test_a_call_may_bring_another_guard_or_none():
             call(model="m", messages=ASK, guard=False)
 
 
-@pytest.mark.parametrize("name", ["beta", "realtime"])
+@pytest.mark.parametrize("name", ["beta", "realtime", "post", "request"])
 def test_an_endpoint_that_is_not_judged_is_refused(name: str):
     with (
         ChatServer() as server,
@@ -449,3 +450,8 @@ def test_the_bytes_of_a_guarded_stream_are_not_handed_out(name: str):
 def test_what_is_no_answer_of_the_endpoint_is_an_error(body: str):
     with ChatServer(Reply(body=body)) as server, pytest.raises(MessageError, match="no list of choices"):
         create("sync", server, guard())
+
+
+def test_a_copy_of_a_guarded_client_is_guarded():
+    with ChatServer("A bomb.") as server, bare(server) as client, pytest.raises(Blocked):
+        copy.copy(guard_client(client, guard())).chat.completions.create(model="m", messages=ASK)

@@ -130,8 +130,9 @@ def test_what_only_the_server_or_the_eye_can_see_is_reported():
         assert verdict.coverage.unread == ("input_image", "previous_response_id", "prompt")
 
 
-def test_a_conversation_on_the_server_is_reported_without_any_input():
-    (message,) = ResponsesFormat().messages({"conversation": {"id": "conv_0"}})
+@pytest.mark.parametrize("sent", [{"conversation": {"id": "c"}}, {"extra_body": {"conversation": "c"}}])
+def test_a_conversation_on_the_server_is_reported_without_any_input(sent: dict):
+    (message,) = ResponsesFormat().messages(sent)
     assert (message.role, message.unread) == ("user", ("conversation",))
 
 

@@ -1,4 +1,4 @@
-"""What was found to leak in other guardrails, each a test that we pass; `benchmarks/peers_defects.py` runs the others."""
+"""What was found to leak in other guardrails, each a test that we pass; benchmarks/peers_defects.py runs the others."""
 
 import asyncio
 import time
