@@ -240,6 +240,7 @@ def feedback(policy: Policy, answer: Message, verdict: Verdict) -> tuple[Message
     )
     calls = "\n".join(f"{call.name}({call.arguments})" for call in answer.tool_calls)
     said = "\n".join(part for part in (answer.content, calls) if part)
+    said = said.encode("utf-8", "replace").decode()  # half a surrogate pair can be received, and not sent
     return Message("assistant", said), Message("user", asked)
 
 

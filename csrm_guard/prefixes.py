@@ -25,6 +25,9 @@ class PrefixCache:
 
     Args:
         max_bytes: of all that is kept; 0 keeps nothing.
+
+    Attributes:
+        hits: prompts that were asked for and there.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -32,6 +35,7 @@ class PrefixCache:
         self._kept: OrderedDict[tuple[int, ...], Past] = OrderedDict()
         self._seen: OrderedDict[int, None] = OrderedDict()
         self._bytes = 0
+        self.hits = 0
         self._lock = threading.Lock()
 
     @property
@@ -45,6 +49,7 @@ class PrefixCache:
             found = self._kept.get(tokens)
             if found is not None:
                 self._kept.move_to_end(tokens)
+                self.hits += 1
             return found
 
     def wants(self, tokens: tuple[int, ...]) -> bool:

@@ -8,6 +8,12 @@ Text is kept per (choice, channel): content, refusal, reasoning, tool arguments.
 * `end` everything leaves at once and is judged once, at the end: all but the last chunk of a choice may leak.
 
 In every mode a choice's last chunk waits for the judgement on all of it, and a blocked choice ends there.
+
+What is computed again: the judged part (at most 900 characters) is read from its beginning each time, since its tokens
+read each other in both directions; so a judgement is the one that `Guard.check` would give on the same text. What
+stands before it (the conversation, and what was said more than 450 to 900 characters ago) stays the same for several
+sentences; from its second judgement on the shipped model keeps its keys and values (`csrm_guard.prefixes`). The last
+judgement, on all that was said, reads all of it once more.
 """
 
 from __future__ import annotations
@@ -31,7 +37,8 @@ Channel: TypeAlias = Literal["content", "refusal", "reasoning", "tool"]
 # Choice, channel, and which tool call.
 Key: TypeAlias = tuple[int, Channel, int]
 
-# About one window of the shipped model: a sentence is judged with what was said just before it.
+# About one window of the shipped model: a sentence is judged with what was said just before it, between half of this
+# and all of it.
 _WINDOW = 900
 
 
@@ -104,6 +111,7 @@ class _Lane:
         raw: all that came.
         cleared: up to where it was judged.
         said: what leaves of that.
+        start: of what is said, where the part begins that a new piece is judged with.
         partly: some judgement did not read all that was said.
         fine: up to here it is judged sentence by sentence: a part of it is to be cut.
         pieces: judged.
@@ -113,6 +121,7 @@ class _Lane:
     raw: str = ""
     cleared: int = 0
     said: str = ""
+    start: int = 0
     partly: bool = False
     fine: int = 0
     pieces: list[tuple[int, int, str]] = field(default_factory=list)
@@ -279,9 +288,12 @@ class StreamGate(Generic[Chunk]):
         if not piece.strip() and not (last and lane.partly):
             lane.clear(end, piece)
             return None
-        start = 0 if last else max(0, min(len(lane.said), len(lane.said) + len(piece) - _WINDOW))
-        if start:
-            start = sentence_end(lane.said[: start + 200], start) or start
+        size = len(lane.said) + len(piece)
+        if size - lane.start > _WINDOW:
+            # By halves, not sentence by sentence: what stands before it stays the same for a while, and is kept.
+            start = min(len(lane.said), size - _WINDOW // 2)
+            lane.start = sentence_end(lane.said[: start + 200], start) or start
+        start = 0 if last else lane.start
         lane.partly = start > 0 or (lane.partly and not last)
         before = (Message("assistant", lane.said[:start]),) if lane.said[:start].strip() else ()
         view = (*self._messages, *before, Message("assistant", lane.said[start:] + piece))

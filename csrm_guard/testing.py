@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import select
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -107,7 +108,10 @@ class Reply:
         status: of the HTTP response; from 400 an error in OpenAI's form.
         delay: seconds before the answer, and between streamed pieces.
         piece: characters of a streamed piece.
-        broken_after: pieces after which the connection breaks off; None: it does not.
+        broken_after: pieces of a stream, or bytes of a whole answer, after which the connection breaks off; None: it
+            does not.
+        reset: the connection breaks off with an error, not as if the answer had ended; without `broken_after`, before
+            any of it.
         body: sent as it stands, instead of all this; of a stream, its events.
         headers: of the HTTP response, besides the usual.
     """
@@ -120,6 +124,7 @@ class Reply:
     delay: float = 0.0
     piece: int = 7
     broken_after: int | None = None
+    reset: bool = False
     body: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -194,12 +199,16 @@ class ChatServer:
         try:
             if reply.delay and _gone(handler):
                 raise ConnectionResetError
-            if reply.status >= 400:
+            if reply.reset and reply.broken_after is None:
+                _reset(handler)
+            elif reply.status >= 400:
                 error = {"error": {"message": "scripted", "type": "server_error", "code": None, "param": None}}
                 _send_json(handler, error, reply.status, reply.headers)
             elif reply.body is not None:
                 kind = "text/event-stream" if body.get("stream") else "application/json"
                 _send(handler, reply.body.encode(), kind, 200, reply.headers)
+            elif reply.broken_after is not None and not body.get("stream"):
+                _send_part(handler, _whole(path, body, reply), reply)
             elif body.get("stream"):
                 self._stream(handler, _events(path, body, reply), reply)
             elif body.get("background"):
@@ -235,6 +244,8 @@ class ChatServer:
             place = len(self.streamed) - 1
         for event in events:
             if reply.broken_after is not None and self.streamed[place] >= reply.broken_after:
+                if reply.reset:
+                    _reset(handler)
                 return
             named = f"event: {event['type']}\n" if "type" in event else ""
             handler.wfile.write(f"{named}data: {json.dumps(event)}\n\n".encode())
@@ -260,6 +271,25 @@ def _gone(handler: BaseHTTPRequestHandler) -> bool:
     """Return whether the reader has closed the connection."""
     readable, _, _ = select.select([handler.connection], [], [], 0)
     return bool(readable) and handler.connection.recv(1, socket.MSG_PEEK) == b""
+
+
+def _reset(handler: BaseHTTPRequestHandler) -> None:
+    """Close the connection so that its reader gets an error: a socket that lingers for no time sends a reset."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    # Closed by its number: the handler's own end would first tell the reader that all was sent.
+    socket.close(handler.connection.detach())
+
+
+def _send_part(handler: BaseHTTPRequestHandler, body: dict[str, Any], reply: Reply) -> None:
+    """Send the first bytes of a whole answer, and break off."""
+    data = json.dumps(body).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data[: reply.broken_after])
+    if reply.reset:
+        _reset(handler)
 
 
 def _send_json(

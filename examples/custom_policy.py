@@ -29,12 +29,9 @@ with tempfile.TemporaryDirectory() as folder:
     path.write_text(YAML, encoding="utf-8")
     policy = Policy.from_file(path)
 
-verdict = Guard(policy).check(
-    [
-        {"role": "user", "content": "How much is a family ticket?"},
-        {"role": "assistant", "content": "A family ticket is 28 euros at the desk."},
-    ]
-)
+question = {"role": "user", "content": "How much is a family ticket?"}
+answer = {"role": "assistant", "content": "A family ticket is 28 euros at the desk."}
+verdict = Guard(policy).check([question, answer])
 print(policy.name, policy.hash, verdict.summary())
 for rule in verdict.rules[:3]:
     print(f"  {rule.id:20} q={rule.q:.2f} threshold={rule.threshold} -> {rule.action}")

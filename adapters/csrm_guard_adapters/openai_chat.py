@@ -14,7 +14,7 @@ from csrm_guard import Message, ToolCall
 from csrm_guard.flow import Choice, Ending, Request
 from csrm_guard.messages import parse_messages
 from csrm_guard_adapters.openai_chat_chunks import REASONING, ChatChunks, reasoning_of
-from csrm_guard_adapters.openai_formats import REASONS, replayable
+from csrm_guard_adapters.openai_formats import REASONS, listed, replayable
 
 __all__ = ["ChatFormat", "as_messages"]
 
@@ -123,7 +123,7 @@ def _with_text(message: Any, text: str) -> Any:
 def _units(reply: Any) -> list[tuple[int, str, Message]]:
     """Return what is judged of a reply: (choice, what, message)."""
     found = []
-    for i, choice in enumerate(reply.choices):
+    for i, choice in enumerate(listed(reply, "choices")):
         said = choice.message
         audio = getattr(said, "audio", None)
         texts = (said.content, getattr(said, "refusal", None), getattr(audio, "transcript", None))

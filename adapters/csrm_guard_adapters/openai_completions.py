@@ -13,7 +13,7 @@ from openai.types import Completion
 from csrm_guard import Message
 from csrm_guard.flow import Choice, Ending, Request
 from csrm_guard.stream import Ended, Gated, Part, Passed
-from csrm_guard_adapters.openai_formats import REASONS, replayable
+from csrm_guard_adapters.openai_formats import REASONS, listed, replayable
 
 __all__ = ["CompletionsFormat"]
 
@@ -60,7 +60,7 @@ class CompletionsFormat:
 
     def read(self, reply: Any) -> list[Message]:
         """Return what a reply says, choice by choice."""
-        return [Message("assistant", choice.text or "") for choice in reply.choices]
+        return [Message("assistant", choice.text or "") for choice in listed(reply, "choices")]
 
     def write(self, reply: Any, choices: Sequence[Choice]) -> Any:
         """Return the reply, or, where something may not be seen, a copy without it."""

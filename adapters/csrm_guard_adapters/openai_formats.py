@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
-from csrm_guard import Message
+from csrm_guard import Message, MessageError
 from csrm_guard.flow import Choice, Ending, Request
 from csrm_guard.stream import Ended, Gated, Passed
 
-__all__ = ["REASONS", "Events", "Format", "replayable"]
+__all__ = ["REASONS", "Events", "Format", "listed", "replayable"]
 
 # How a choice of chat completions, or of completions, ends.
 REASONS: dict[Ending, Literal["stop", "content_filter"]] = {
@@ -84,3 +84,15 @@ def replayable(kwargs: Arguments, name: str) -> Arguments:
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
         return {**kwargs, name: list(value)}
     return kwargs
+
+
+def listed(reply: Any, name: str) -> Sequence[Any]:
+    """Return what a reply lists under a name.
+
+    Raises:
+        MessageError: nothing is listed there: it is no reply of this endpoint, and what it holds cannot be judged.
+    """
+    found = getattr(reply, name, None)
+    if not isinstance(found, list | tuple):
+        raise MessageError(f"the server's answer has no list of {name}: what it holds instead cannot be judged")
+    return found

@@ -14,7 +14,7 @@ from openai.types.responses import ParsedResponse, Response
 
 from csrm_guard import Message, ToolCall
 from csrm_guard.flow import Choice, Ending, Request
-from csrm_guard_adapters.openai_formats import replayable
+from csrm_guard_adapters.openai_formats import listed, replayable
 from csrm_guard_adapters.openai_items import call_of, item_message, plain
 from csrm_guard_adapters.openai_response_end import head, spoken
 from csrm_guard_adapters.openai_response_events import ResponseEvents
@@ -187,7 +187,7 @@ def _units(reply: Any) -> list[tuple[int | None, Message]]:
     """Return what is judged of an answer: (place in its output, message); the calls, last, have no single place."""
     found: list[tuple[int | None, Message]] = []
     calls, unread = list[ToolCall](), list[str]()
-    for i, item in enumerate(reply.output or ()):
+    for i, item in enumerate(listed(reply, "output")):
         message = item_message(item)
         if item.type in ("message", "reasoning"):
             found.append((i, message))

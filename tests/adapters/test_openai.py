@@ -10,7 +10,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
-from csrm_guard import Blocked, Guard, Policy
+from csrm_guard import Blocked, Guard, MessageError, Policy
 from csrm_guard.checks import pii_check
 from csrm_guard.testing import ChatServer, KeywordRewardModel, Reply
 from csrm_guard_adapters.openai import UnguardedEndpoint, guard_client, verdicts_of, wasted_by
@@ -444,6 +444,12 @@ def test_the_bytes_of_a_guarded_stream_are_not_handed_out(name: str):
             pytest.raises(UnguardedEndpoint, match="the bytes of a guarded stream"),
         ):
             list(getattr(found, name)())
+
+
+@pytest.mark.parametrize("body", ['{"output": [{"text": "a bomb"}]}', '"a bomb"', "null", '{"choices": null}'])
+def test_what_is_no_answer_of_the_endpoint_is_an_error(body: str):
+    with ChatServer(Reply(body=body)) as server, pytest.raises(MessageError, match="no list of choices"):
+        create("sync", server, guard())
 
 
 def test_a_copy_of_a_guarded_client_is_guarded():

@@ -5,7 +5,7 @@ from openai import AsyncOpenAI, OpenAI, Stream
 from openai.types.responses import Response
 from pydantic import BaseModel
 
-from csrm_guard import Blocked, Guard, Policy
+from csrm_guard import Blocked, Guard, MessageError, Policy
 from csrm_guard.checks import pii_check
 from csrm_guard.testing import ChatServer, KeywordRewardModel, Reply
 from csrm_guard_adapters.openai import UnguardedEndpoint, guard_client, verdicts_of
@@ -432,3 +432,9 @@ def test_a_socket_is_refused_and_the_rest_passes():
             guarded.responses.connect()
         assert guarded.responses.input_items is not None
         assert callable(guarded.responses.delete)
+
+
+def test_what_is_no_response_is_an_error(kind: str):
+    body = '{"choices": [{"message": {"content": "a bomb"}}]}'
+    with ChatServer(Reply(body=body)) as server, pytest.raises(MessageError, match="no list of output"):
+        create(kind, server, guard())

@@ -1,4 +1,5 @@
 import json
+import random
 
 import pytest
 from pydantic import ValidationError
@@ -111,3 +112,30 @@ def test_a_manifest_cannot_be_changed(artifact):
 
 def test_the_default_limits_are_written_out(artifact):
     assert Manifest.model_validate_json((artifact / MANIFEST).read_bytes()).limits.judged == 256
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    at, size = chance.randrange(len(data)), chance.choice([1, 1, 3, 50])
+    match chance.choice(["flip", "cut", "lose", "twice", "zero"]):
+        case "flip":
+            return data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
+        case "cut":
+            return data[:at]
+        case "lose":
+            return data[:at] + data[at + size :]
+        case "twice":
+            return data[: at + size] + data[at:]
+    return data[:at] + bytes(size) + data[at + size :]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", MANIFEST])
+def test_a_damaged_folder_is_refused_or_says_that_it_is_another_model(artifact, name):
+    sound, own = (artifact / name).read_bytes(), read_manifest(artifact)
+    for seed in range(60):
+        (artifact / name).write_bytes(damaged(sound, random.Random(seed)))
+        try:
+            found = read_manifest(artifact)
+        except ArtifactError:
+            continue
+        same = (artifact / name).read_bytes() == sound or found == own
+        assert same or (name == MANIFEST and found.id != own.id), seed

@@ -8,7 +8,7 @@ import pytest
 from csrm_guard import Guard, Message, Policy
 from csrm_guard.checks import DenylistCheck
 from csrm_guard.drivers import adrive, drive
-from csrm_guard.flow import Outcome, Request, admit, converse, new_turns
+from csrm_guard.flow import Outcome, Request, admit, converse, feedback, new_turns
 from csrm_guard.testing import KeywordRewardModel
 
 user, bot = (lambda text: Message("user", text)), (lambda text: Message("assistant", text))
@@ -258,3 +258,10 @@ def test_who_reads_a_reply_says_whether_its_parts_are_one_answer(again: bool | N
     guard = Guard(made, KeywordRewardModel("bomb"))
     drive(converse(made, TALK, read, again=again), guard.score, model)
     assert len(model.requests) == asked
+
+
+def test_feedback_on_an_answer_with_half_a_surrogate_pair_can_be_sent():
+    made = policy("rewrite")
+    verdict = Guard(made, KeywordRewardModel("bomb")).check(bot("a bomb"))
+    said, _ = feedback(made, bot("a bomb \ud800"), verdict)
+    assert said.content.encode("utf-8") == b"a bomb ?"

@@ -1,5 +1,6 @@
 import json
 import urllib.request
+from http.client import IncompleteRead
 
 import pytest
 
@@ -61,7 +62,31 @@ def test_a_script_that_is_over_says_so():
 
 def test_a_chat_server_may_answer_by_what_it_is_asked():
     with ChatServer(lambda body: Reply((body["messages"][-1]["content"].upper(),))) as server:
-        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
-        request = urllib.request.Request(f"{server.url}/chat/completions", body)
-        with urllib.request.urlopen(request) as answer:
+        with urllib.request.urlopen(asking(server)) as answer:
             assert json.load(answer)["choices"][0]["message"]["content"] == "HELLO"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "reply",
+    [Reply(("hello there",), reset=True), Reply(("hello there",), broken_after=1, reset=True)],
+    ids=["before", "amid"],
+)
+def test_a_reset_connection_is_an_error_to_its_reader(reply: Reply, stream: bool):
+    with ChatServer(reply) as server, pytest.raises(OSError, match="reset"):
+        urllib.request.urlopen(asking(server, stream)).read()
+
+
+def test_a_whole_answer_may_break_off():
+    with (
+        ChatServer(Reply(("hello there",), broken_after=20)) as server,
+        pytest.raises(IncompleteRead) as caught,
+        urllib.request.urlopen(asking(server)) as answer,
+    ):
+        answer.read()
+    assert len(caught.value.partial) == 20
+
+
+def asking(server: ChatServer, stream: bool = False) -> urllib.request.Request:
+    body = {"model": "m", "stream": stream, "messages": [{"role": "user", "content": "hello"}]}
+    return urllib.request.Request(f"{server.url}/chat/completions", json.dumps(body).encode())
