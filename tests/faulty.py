@@ -17,7 +17,10 @@ from csrm_guard.model import Reading
 from csrm_guard.testing import KeywordRewardModel, Reply
 from csrm_guard.testing_bodies import chat_chunks, response_events
 
-SURFACES = ("chat", "chat stream", "responses", "responses stream", "langchain", "langchain stream")
+SURFACES = (
+    "chat", "chat stream", "chat parse", "responses", "responses stream", "responses parse", "langchain",
+    "langchain stream",
+)  # fmt: skip
 FAULTS = (
     "none", "model raises", "model lies", "model late", "check raises", "status", "cut", "reset", "malformed",
     "silent", "reader leaves", "broken arguments",

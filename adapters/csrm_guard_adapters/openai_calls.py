@@ -9,12 +9,13 @@ from typing import Any, Literal, TypeAlias
 
 from openai import AsyncStream, Stream
 
-from csrm_guard import Blocked, Guard, Message, Verdict
+from csrm_guard import Blocked, Guard, Message, MessageError, Verdict
 from csrm_guard.drivers import adrive, apump, drive, pump
-from csrm_guard.flow import Admission, Outcome, Request, Step, admit, converse
+from csrm_guard.flow import Admission, Ending, Outcome, Request, Step, admit, converse
 from csrm_guard.stream import Ended, Gated, Mode, StreamGate
 from csrm_guard_adapters.openai_formats import Events, Format
 from csrm_guard_adapters.openai_streams import aclose, close, covered, replayed, sealed, upstream_of
+from csrm_guard_adapters.openai_unparsed import UNPARSED, Unparsed
 from csrm_guard_adapters.verdicts import Verdicts, attach, summarise
 
 __all__ = ["Endpoint", "OnBlock", "Options", "Wasted"]
@@ -73,9 +74,16 @@ class Endpoint:
         if guard is None:
             return self.inner(**kwargs)
         messages = self.form.messages(kwargs)
+        refusals = UNPARSED if self.form.parsed else ()
 
         def ask(request: Request) -> Any:
-            return self.inner(**self.form.request(kwargs, request))
+            try:
+                reply = self.inner(**self.form.request(kwargs, request))
+                if self.form.parsed:
+                    _parsed(reply)
+            except refusals as exc:
+                return Unparsed(exc)
+            return reply
 
         if kwargs.get("stream") is True:
             flow = admit(guard.policy, messages, speculative=self.options.speculative)
@@ -90,10 +98,13 @@ class Endpoint:
         if guard is None:
             return await self.inner(**kwargs)
         messages = self.form.messages(kwargs)
+        refusals = UNPARSED if self.form.parsed else ()
 
         async def ask(request: Request) -> Any:
-            reply = await self.inner(**self.form.request(kwargs, request))
-            return await _body(reply)
+            try:
+                return await _body(await self.inner(**self.form.request(kwargs, request)))
+            except refusals as exc:
+                return Unparsed(exc)
 
         if kwargs.get("stream") is True:
             flow = admit(guard.policy, messages, speculative=self.options.speculative)
@@ -119,7 +130,7 @@ class Endpoint:
         return converse(guard.policy, messages, self._read, speculative=speculative, again=again)
 
     def _read(self, reply: Any) -> list[Message]:
-        return self.form.read(_parsed(reply))
+        return reply.read(self.form) if isinstance(reply, Unparsed) else self.form.read(_parsed(reply))
 
     def _answer(self, guard: Guard, outcome: Outcome[Any], kwargs: dict[str, Any]) -> Any:
         for reply in outcome.discarded:
@@ -127,8 +138,12 @@ class Endpoint:
         blocked = outcome.blocked
         if blocked is not None and self.options.on_block == "raise":
             raise Blocked(blocked)
+        if outcome.reply is None and outcome.admission.stopped is None:
+            raise MessageError("the server's answer is null: there is nothing to judge, and nothing to return")
         if outcome.reply is None:
             found = self.form.stopped(kwargs, outcome.admission.ending, guard.policy.defaults.fallback)
+        elif isinstance(outcome.reply, Unparsed):
+            found = self._unparsed(guard, outcome.reply, outcome, kwargs)
         elif _parsed(outcome.reply) is outcome.reply:
             found = self.form.write(outcome.reply, outcome.choices)
         else:
@@ -139,6 +154,14 @@ class Endpoint:
             found = outcome.reply.response if isinstance(outcome.reply, _Read) else outcome.reply
         attach(found, summarise(outcome))
         return found
+
+    def _unparsed(self, guard: Guard, reply: Unparsed, outcome: Outcome[Any], kwargs: dict[str, Any]) -> Any:
+        """Return what stands in for an answer that was not parsed, or raise the error if all of it may be seen."""
+        ended = next((choice.ending for choice in outcome.choices if choice.ending != "kept"), None)
+        if ended is None:
+            raise reply.error
+        ending: Ending = "blocked" if ended == "blocked" else "fallback"
+        return self.form.stopped(kwargs, ending, guard.policy.defaults.fallback)
 
     def _stream(self, guard: Guard, messages: tuple[Message, ...], admission: Admission[Any], kwargs: Any) -> Any:
         if admission.stopped is not None:

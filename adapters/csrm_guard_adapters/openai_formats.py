@@ -37,6 +37,11 @@ class Format(Protocol):
     """How one endpoint's requests and replies are read and written."""
 
     @property
+    def parsed(self) -> bool:
+        """Return whether replies come parsed into a form of the caller's."""
+        ...
+
+    @property
     def judged(self) -> frozenset[str]:
         """Return the names of the arguments that hold what is judged; they may not come in `extra_body`."""
         ...

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 from openai.types.responses import ParsedResponse, Response
 
-from csrm_guard import Message, ToolCall
+from csrm_guard import Message, MessageError, ToolCall
 from csrm_guard.flow import Choice, Ending, Request
-from csrm_guard_adapters.openai_formats import listed, replayable
+from csrm_guard_adapters.openai_formats import replayable
 from csrm_guard_adapters.openai_items import call_of, item_message, plain
 from csrm_guard_adapters.openai_response_end import head, spoken
 from csrm_guard_adapters.openai_response_events import ResponseEvents
@@ -187,7 +187,11 @@ def _units(reply: Any) -> list[tuple[int | None, Message]]:
     """Return what is judged of an answer: (place in its output, message); the calls, last, have no single place."""
     found: list[tuple[int | None, Message]] = []
     calls, unread = list[ToolCall](), list[str]()
-    for i, item in enumerate(listed(reply, "output")):
+    items = getattr(reply, "output", None) or ()
+    # A response that is not finished has no output yet; what is no response holds something else instead.
+    if not items and getattr(reply, "object", None) != "response":
+        raise MessageError("the server's answer is no response: what it holds instead cannot be judged")
+    for i, item in enumerate(items):
         message = item_message(item)
         if item.type in ("message", "reasoning"):
             found.append((i, message))

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel
 
 from csrm_guard.testing import ChatServer
 from csrm_guard_adapters.langchain import GuardedChatModel
@@ -26,6 +27,12 @@ BATCH, BATCHES = 100, 10
 # Far more than any call takes, even on a machine that does other work.
 STALLED = 60
 SILENCE = 0.1
+
+
+class Form(BaseModel):
+    """What no answer of the server fits."""
+
+    number: int
 
 
 class Left(Exception):
@@ -80,6 +87,10 @@ class Clients:
             self.aopenai if case.asynchronous else self.openai, guard,
             on_block=case.on_block, speculative=case.speculative, stream=case.mode, every=20,
         )  # fmt: skip
+        if case.surface == "chat parse":
+            return lambda: client.chat.completions.parse(messages=talk, response_format=Form, **more)
+        if case.surface == "responses parse":
+            return lambda: client.responses.parse(input=talk, text_format=Form, **more)
         more |= {"stream": True} if "stream" in case.surface else {}
         if case.surface.startswith("chat"):
             return lambda: client.chat.completions.create(messages=talk, **more)
@@ -180,7 +191,7 @@ def texts(objects: Sequence[Any]) -> list[str]:
 
 def _texts(thing: Any) -> Iterator[tuple[Any, str | None]]:
     for choice in getattr(thing, "choices", None) or ():
-        said = getattr(choice, "delta", None) or choice.message
+        said = getattr(choice, "delta", None) or getattr(choice, "message", None)
         for name in ("content", "refusal", "reasoning_content"):
             yield name, getattr(said, name, None)
         for i, call in enumerate(getattr(said, "tool_calls", None) or ()):

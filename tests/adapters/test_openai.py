@@ -1,6 +1,7 @@
 import asyncio
 import copy
 import gc
+import json
 import threading
 import time
 
@@ -8,7 +9,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from csrm_guard import Blocked, Guard, MessageError, Policy
 from csrm_guard.checks import pii_check
@@ -448,10 +449,52 @@ def test_the_bytes_of_a_guarded_stream_are_not_handed_out(name: str):
 
 @pytest.mark.parametrize("body", ['{"output": [{"text": "a bomb"}]}', '"a bomb"', "null", '{"choices": null}'])
 def test_what_is_no_answer_of_the_endpoint_is_an_error(body: str):
-    with ChatServer(Reply(body=body)) as server, pytest.raises(MessageError, match="no list of choices"):
+    with ChatServer(Reply(body=body)) as server, pytest.raises(MessageError, match=r"no list of choices|null"):
         create("sync", server, guard())
 
 
 def test_a_copy_of_a_guarded_client_is_guarded():
     with ChatServer("A bomb.") as server, bare(server) as client, pytest.raises(Blocked):
         copy.copy(guard_client(client, guard())).chat.completions.create(model="m", messages=ASK)
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "responses"])
+@pytest.mark.parametrize("text", ["take a bomb", '{"text": ["a bomb"]}', '{"bomb": 1}', '{"text": "a bomb'])
+def test_an_answer_that_cannot_be_parsed_is_not_told_by_its_error(endpoint: str, text: str):
+    with ChatServer(text) as server, bare(server) as client, pytest.raises(Blocked) as caught:
+        parsing(guard_client(client, guard()), endpoint)
+    assert caught.value.__context__ is None
+    with ChatServer(text) as server, bare(server) as client:
+        found = parsing(guard_client(client, guard("fallback")), endpoint)
+        assert "Sorry." in repr(found)
+        assert verdicts_of(found).endings == ("fallback",)
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "responses"])
+def test_the_error_on_a_harmless_answer_that_cannot_be_parsed_is_the_vendors(endpoint: str):
+    with ChatServer("no JSON") as server, bare(server) as client, pytest.raises(ValidationError, match="no JSON"):
+        parsing(guard_client(client, guard()), endpoint)
+
+
+def test_an_answer_that_was_cut_short_is_judged_before_its_error_is_raised():
+    choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": '{"text": "a bomb'}}
+    body = json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]})
+    for said, error in ((body, Blocked), (body.replace("bomb", "tea"), openai.LengthFinishReasonError)):
+        with ChatServer(Reply(body=said)) as server, bare(server) as client, pytest.raises(error):
+            parsing(guard_client(client, guard()), "chat")
+
+
+def test_an_asynchronous_answer_that_cannot_be_parsed_is_judged():
+    async def run(server: ChatServer) -> None:
+        async with bare(server, AsyncOpenAI) as client:
+            call = guard_client(client, guard()).chat.completions.parse
+            await call(model="m", messages=ASK, response_format=Answer)
+
+    with ChatServer("take a bomb") as server, pytest.raises(Blocked):
+        asyncio.run(run(server))
+
+
+def parsing(client: OpenAI, endpoint: str):
+    if endpoint == "chat":
+        return client.chat.completions.parse(model="m", messages=ASK, response_format=Answer)
+    return client.responses.parse(model="m", input="How?", text_format=Answer)

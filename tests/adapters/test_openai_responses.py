@@ -436,5 +436,5 @@ def test_a_socket_is_refused_and_the_rest_passes():
 
 def test_what_is_no_response_is_an_error(kind: str):
     body = '{"choices": [{"message": {"content": "a bomb"}}]}'
-    with ChatServer(Reply(body=body)) as server, pytest.raises(MessageError, match="no list of output"):
+    with ChatServer(Reply(body=body)) as server, pytest.raises(MessageError, match="is no response"):
         create(kind, server, guard())

@@ -104,8 +104,10 @@ def test_a_chat_stream_is_left_within_one_chunk_of_its_last_block(texts: list[st
         before, bad, _ = text.partition("Take")
         assert before.startswith(said) if bad else said == text
     assert upstream.closed
-    stops = all("bomb" in text for text in texts)
-    assert upstream.taken <= judge.found + 1 if stops else upstream.taken == len(upstream.events)
+    if all("bomb" in text for text in texts):
+        assert upstream.taken <= judge.found + 1
+    elif not any("bomb" in text for text in texts):
+        assert upstream.taken == len(upstream.events)
 
 
 @settings(max_examples=150, deadline=None)
