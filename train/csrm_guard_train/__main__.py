@@ -17,6 +17,7 @@ from csrm_guard.errors import CsrmGuardError
 from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.checkpoint import CheckpointError, Trained, find_backbone, load_checkpoint, start
 from csrm_guard_train.data import Authored, read_authored
+from csrm_guard_train.engine import leave
 from csrm_guard_train.families import FamilyError
 from csrm_guard_train.groups import Group
 from csrm_guard_train.labellers import StrictnessError
@@ -80,6 +81,7 @@ def run(
     if guide:
         trained.card["teacher"] = guide.card
     report = train(trained, augmenter, rows, out, stop_after=stop_after, teacher=guide)
+    leave()
     typer.echo(f"{report.step} steps, {report.tokens} tokens, {report.seconds:.0f} s -> {out / 'checkpoint'}")
 
 

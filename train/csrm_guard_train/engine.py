@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from csrm_guard_train.model import RuleReader
 from csrm_guard_train.recipe import Recipe
 
-__all__ = ["Distributed", "Engine", "Single", "launched", "make_engine"]
+__all__ = ["Distributed", "Engine", "Single", "launched", "leave", "make_engine"]
 
 
 class Engine(Protocol):
@@ -233,3 +233,10 @@ def _layers(model: RuleReader) -> list[nn.Module]:
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
             return list(module)
     return []
+
+
+def leave() -> None:
+    """End the group of processes, if there is one: who exits while others still speak to it is aborted."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
