@@ -66,7 +66,7 @@ def beside_peers(model: OnnxRewardModel, rounds: int) -> list[dict[str, object]]
     calls: dict[str, Callable[[], object]] = {"csrm-guard, one check": lambda: model.score([asked])}
     calls[f"plain int8 forward of {tokens} tokens (ONNX Runtime)"] = onnx_plain(cross_encoder(), tokens)
     calls |= {name: partial(score, pairs) for name, score in ways().items()}
-    times = machine.alternate(calls, rounds)
+    times = machine.alternate(calls, rounds, warm=True)
     ours = times["csrm-guard, one check"]
     return [
         {"way": name, "ms (quartiles)": machine.spread(t), "times ours": f"{machine.ratio(t, ours):.2f}"}

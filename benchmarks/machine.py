@@ -57,6 +57,10 @@ def probe(threads: int = 0, *, peak: bool = False) -> dict[str, float]:
     return found
 
 
+# Seconds between calls of unlike libraries.
+REST = 0.1
+
+
 def seconds(call: Callable[[], object], rounds: int, of: Callable[[list[float]], float] = statistics.median) -> float:
     call()
     return of([once(call) for _ in range(rounds)])
@@ -68,7 +72,7 @@ def once(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def alternate(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def alternate(calls: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = False) -> dict[str, list[float]]:
     """Return seconds of each call in each round; all take turns, so that a slow phase hits all alike."""
     for call in calls.values():
         call()
@@ -76,6 +80,9 @@ def alternate(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     for i in range(rounds):
         order = list(calls) if i % 2 == 0 else list(calls)[::-1]
         for name in order:
+            time.sleep(REST)  # threads of the call before still spin, and would run on this one's cores
+            if warm:
+                calls[name]()  # as in a loop of its own, with its weights in the caches
             found[name].append(once(calls[name]))
     return found
 
