@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from csrm_guard.messages import Message, parse_messages
-from csrm_guard_train.groups import Example, Group, LabelledRule, Order
+from csrm_guard_train.groups import Example, Group, LabelledRule, orders_within
 
 __all__ = ["Grid", "grid_group", "read_grid"]
 
@@ -72,11 +72,4 @@ def grid_group(grid: Grid, foreign: Sequence[str], rng: random.Random) -> Group:
         )
 
     examples = tuple(Example((messages,), labelled(view)) for view, messages in enumerate(grid.views))
-    orders = tuple(
-        Order((more, at), (less, at))
-        for at, i in enumerate(order)
-        for more, breaks in enumerate(grid.broken)
-        for less, keeps in enumerate(grid.broken)
-        if i in breaks and i not in keeps and not {(more, i), (less, i)} & grid.unclear
-    )
-    return Group(grid.id, examples, orders)
+    return Group(grid.id, examples, orders_within(examples))

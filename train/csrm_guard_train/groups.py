@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from csrm_guard.messages import Message
 
-__all__ = ["Example", "Group", "LabelledRule", "Order"]
+__all__ = ["Example", "Group", "LabelledRule", "Order", "orders_within"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +68,18 @@ class Group:
     id: str
     examples: tuple[Example, ...]
     orders: tuple[Order, ...] = ()
+
+
+def orders_within(examples: Sequence[Example]) -> tuple[Order, ...]:
+    """Return, for each rule, the orders between the examples that break it and those that keep it.
+
+    Args:
+        examples: all under the same rules in the same order; a label without weight takes part in no order.
+    """
+    return tuple(
+        Order((more, at), (less, at))
+        for at, columns in enumerate(zip(*(example.rules for example in examples), strict=True))
+        for more, breaks in enumerate(columns)
+        for less, keeps in enumerate(columns)
+        if breaks.violated and not keeps.violated and breaks.weight > 0 and keeps.weight > 0
+    )

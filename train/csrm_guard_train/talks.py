@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from csrm_guard.messages import Message, parse_messages
-from csrm_guard_train.groups import Example, Group, LabelledRule, Order
+from csrm_guard_train.groups import Example, Group, LabelledRule, orders_within
 
 __all__ = ["Alternative", "Talk", "read_talk", "talk_groups"]
 
@@ -92,11 +92,4 @@ def _turn(talk: Talk, turn: int, foreign: Sequence[str], rng: random.Random, mos
         return (*(LabelledRule(talk.rules[i], i in broken, f"{name}/{i}", (), w) for i, w in own), *passed)
 
     examples = tuple(Example((view,), labelled(broken)) for view, broken in variants)
-    orders = tuple(
-        Order((more, at), (less, at))
-        for at, i in enumerate(order)
-        for more, (_, breaks) in enumerate(variants)
-        for less, (_, keeps) in enumerate(variants)
-        if i in breaks and i not in keeps
-    )
-    return Group(name, examples, orders)
+    return Group(name, examples, orders_within(examples))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from csrm_guard.messages import Message
-from csrm_guard_train.groups import Example, Group, LabelledRule, Order
+from csrm_guard_train.groups import Example, Group, LabelledRule, orders_within
 
 __all__ = ["ASSIST", "Twin", "read_twin", "twin_groups"]
 
@@ -90,14 +90,7 @@ def _group(name: str, kinds: Sequence[str], texts: Mapping[str, str], rules: Seq
         )
         for kind in kinds
     )
-    orders = tuple(
-        Order((more, at), (less, at))
-        for at, (rule, _) in enumerate(rules)
-        for more, breaking in enumerate(kinds)
-        for less, keeping in enumerate(kinds)
-        if _broken(breaking, rule) and not _broken(keeping, rule)
-    )
-    return Group(name, examples, orders)
+    return Group(name, examples, orders_within(examples))
 
 
 def _view(kind: str, texts: Mapping[str, str]) -> tuple[Message, ...]:
