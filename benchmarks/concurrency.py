@@ -1,22 +1,26 @@
 """Many callers at once: python benchmarks/concurrency.py [--nemo PYTHON] [--openai-guardrails PYTHON].
 
-1, 16 and 200 callers, as asyncio tasks and as threads; each asks again as soon as it is answered. Every text is
+1, 16 and 200 callers, as asyncio tasks, threads, and over HTTP on loopback (`pip install uvicorn aiohttp`; its server
+is http_serve.py, in its own process on the same cores); each asks again as soon as it is answered. Every text is
 another one and neighbours are to be answered differently, so that a verdict that is lost or goes to another caller
 counts as wrong; answers of the model are compared with those that it gave one after the other.
-HTTP is not measured: it belongs to a server, which this package does not have.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
+import aiohttp
 import load
 import machine
 from peer_process import PeerProcess, started
@@ -28,17 +32,16 @@ from csrm_guard.checks import DenylistCheck
 from csrm_guard.testing import KeywordRewardModel
 from csrm_guard.verdict import Verdict
 
-CALLERS = (1, 16, 200)
+CALLERS, MODES = (1, 16, 200), ("asyncio", "threads", "HTTP")
 TEXTS, DEADLINE = 64, 1.0
 
 
 @dataclass(slots=True)
 class Way:
-    """One way to be asked: in tasks, in threads."""
+    """One way to be asked, by mode; modes that it does not have are left out."""
 
     name: str
-    tasks: Callable[[int, float], load.Result]
-    threads: Callable[[int, float], load.Result] | None
+    runs: dict[str, Callable[[int, float], load.Result]]
 
 
 def of_guard(name: str, guard: Guard) -> Way:
@@ -47,7 +50,8 @@ def of_guard(name: str, guard: Guard) -> Way:
     async def acheck(text: str) -> bool:
         return (await guard.acheck(text)).allowed
 
-    return Way(name, partial(load.tasks, acheck), partial(load.threads, lambda text: guard.check(text).allowed))
+    threads = partial(load.threads, lambda text: guard.check(text).allowed)
+    return Way(name, {"asyncio": partial(load.tasks, acheck), "threads": threads})
 
 
 class Known:
@@ -60,9 +64,9 @@ class Known:
         gap = statistics.median(b - a for a, b in itertools.pairwise(ordered))
         assert gap > 1e-3, f"texts are judged too much alike (median gap {gap:.1e}) for a swap to show"
 
-    def right(self, place: int, verdict: Verdict) -> bool:
+    def right(self, place: int, reward: float) -> bool:
         # int8 rounds differently with other threads: by less than texts differ.
-        return abs(verdict.reward - self.rewards[place]) < 1e-3
+        return abs(reward - self.rewards[place]) < 1e-3
 
 
 def of_model(name: str, guard: Guard, known: Known, *, refusals: list[int] | None = None) -> Way:
@@ -73,7 +77,7 @@ def of_model(name: str, guard: Guard, known: Known, *, refusals: list[int] | Non
         if verdict.degraded and refusals is not None:
             refusals.append(place)
             return True
-        return known.right(place, verdict)
+        return known.right(place, verdict.reward)
 
     async def acheck(text: str) -> bool:
         place = next(numbers) % TEXTS
@@ -84,7 +88,44 @@ def of_model(name: str, guard: Guard, known: Known, *, refusals: list[int] | Non
         place = next(numbers) % TEXTS
         return _expected(text) == told(place, guard.check(known.texts[place]))
 
-    return Way(name, partial(load.tasks, acheck), partial(load.threads, check))
+    return Way(name, {"asyncio": partial(load.tasks, acheck), "threads": partial(load.threads, check)})
+
+
+class Server:
+    """http_serve.py in a process of its own; `way` is one of its ways."""
+
+    def __init__(self, way: str, rules: int) -> None:
+        script = Path(__file__).with_name("http_serve.py")
+        command = [sys.executable, str(script), way, str(rules)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}/"
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+
+def of_server(name: str, server: Server, known: Known | None = None) -> Way:
+    """Return a guard behind HTTP; without `known` its texts hold the word or not."""
+    numbers = itertools.count()
+
+    async def load_it(callers: int, seconds: float) -> load.Result:
+        door = aiohttp.TCPConnector(limit=callers)
+        async with aiohttp.ClientSession(connector=door, raise_for_status=True) as client:
+
+            async def acheck(text: str) -> bool:
+                place = next(numbers) % TEXTS
+                asked = text if known is None else known.texts[place]
+                async with client.post(server.url, data=asked.encode()) as response:
+                    answer = await response.json()
+                if known is None:
+                    return bool(answer["allowed"])
+                return _expected(text) == known.right(place, answer["reward"])
+
+            return await load.atasks(acheck, callers, seconds)
+
+    return Way(name, {"HTTP": lambda callers, seconds: asyncio.run(load_it(callers, seconds))})
 
 
 def _expected(text: str) -> bool:
@@ -95,19 +136,19 @@ def of_peer(name: str, peer: PeerProcess, *, threads: bool) -> Way:
     def ask(mode: str, callers: int, seconds: float) -> load.Result:
         return peer.ask({"mode": mode, "callers": callers, "seconds": seconds})
 
-    return Way(f"{name} {peer.version}", partial(ask, "asyncio"), partial(ask, "threads") if threads else None)
+    modes = ("asyncio", "threads") if threads else ("asyncio",)
+    return Way(f"{name} {peer.version}", {mode: partial(ask, mode) for mode in modes})
 
 
 def measured(ways: list[Way], rounds: int, seconds: float) -> list[dict[str, object]]:
     found: dict[tuple[str, int, str], list[load.Result]] = {}
     for turn in range(rounds):
-        for mode, callers in itertools.product(("asyncio", "threads"), CALLERS):
+        for mode, callers in itertools.product(MODES, CALLERS):
             for way in ways if turn % 2 == 0 else ways[::-1]:
-                run = way.tasks if mode == "asyncio" else way.threads
-                if run is not None:
+                if run := way.runs.get(mode):
                     found.setdefault((mode, callers, way.name), []).append(run(callers, seconds))
     rows: list[dict[str, object]] = []
-    for mode, callers in itertools.product(("asyncio", "threads"), CALLERS):
+    for mode, callers in itertools.product(MODES, CALLERS):
         for way in ways:
             results = found.get((mode, callers, way.name))
             if results is None:
@@ -116,7 +157,8 @@ def measured(ways: list[Way], rounds: int, seconds: float) -> list[dict[str, obj
             rows.append({
                 "callers": f"{callers} {mode}", "way": way.name, "checks/s": f"{middle['per_second']:.1f}",
                 **{f"{p}, ms": f"{middle[p]:.2f}" for p in ("p50", "p95", "p99")},
-                "CPU ms a check": f"{middle['cpu']:.2f}",
+                # of this process: a server's is not counted
+                "CPU ms a check": "" if mode == "HTTP" else f"{middle['cpu']:.2f}",
                 "checks": sum(int(r["checks"]) for r in results), "wrong": sum(int(r["wrong"]) for r in results),
             })  # fmt: skip
     return rows
@@ -151,6 +193,12 @@ def main() -> None:
         ),
         of_model("csrm-guard, model without batching", Guard(rules, wide), known),
     ]  # fmt: skip
+    servers = [Server(way, options.rules) for way in ("engine", "batched", "single")]
+    ways += [
+        of_server("csrm-guard, engine: fake model, Scheduler", servers[0]),
+        of_server("csrm-guard, model, Scheduler", servers[1], known),
+        of_server("csrm-guard, model without batching", servers[2], known),
+    ]
     peers = [
         ("NeMo Guardrails check_async, one rail,", started("NeMo Guardrails", options.nemo, "nemo")),
         (
@@ -165,7 +213,7 @@ def main() -> None:
     after = machine.probe()
     gain = [
         f"{mode}: {rate(rows, mode, 'csrm-guard, model, Sched') / rate(rows, mode, 'csrm-guard, model without'):.2f}x"
-        for mode in ("200 asyncio", "200 threads")
+        for mode in ("200 asyncio", "200 threads", "200 HTTP")
     ]
     notes = [f"Through the Scheduler against without batching, 200 callers: {', '.join(gain)}."]
     if any("NeMo" in way.name for way in ways):
@@ -181,7 +229,7 @@ def main() -> None:
         f"Refused for the deadline of {DEADLINE:g} s: {len(late)} checks; they count as answers.",
         f"Model rows: {options.rules} rule(s), texts of 20-60 tokens; the other rows run no model.",
         "NeMo is asked by tasks only: in 200 threads its evaluator of expressions raises.",
-        "Callers over HTTP are not measured: the package has no server.",
+        f"HTTP: uvicorn {version('uvicorn')} callers by aiohttp {aiohttp.__version__}, on the same cores.",
         f"Probe before and after: int8 {before['int8']:.0f} and {after['int8']:.0f} GOP/s.",
         f"Model {wide.id}. {machine.machine()}.",
         f"Command: `python benchmarks/concurrency.py --rounds {options.rounds} --seconds {options.seconds:g} "
@@ -190,6 +238,8 @@ def main() -> None:
     machine.write("concurrency", "Many callers at once", [(f"{options.rounds} rounds in turns", rows)], notes)
     scheduler.close()
     engine.close()
+    for server in servers:
+        server.close()
     for _, peer in peers:
         if peer is not None:
             peer.close()

@@ -22,10 +22,11 @@ def text(caller: int, turn: int) -> tuple[str, bool]:
 
 def tasks(check: Callable[[str], Awaitable[bool]], callers: int, seconds: float) -> Result:
     """Return figures of asyncio tasks that check one text after the other until the time is over."""
-    return asyncio.run(_tasks(check, callers, seconds))
+    return asyncio.run(atasks(check, callers, seconds))
 
 
-async def _tasks(check: Callable[[str], Awaitable[bool]], callers: int, seconds: float) -> Result:
+async def atasks(check: Callable[[str], Awaitable[bool]], callers: int, seconds: float) -> Result:
+    """The same within a running loop."""
     times: list[float] = []
     wrong: list[str] = []
     ends = time.perf_counter() + seconds

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from csrm_guard.encoding import Window
 from csrm_guard.packing import collate, pack
@@ -136,3 +136,25 @@ def test_the_context_reads_neither_message_nor_rules():
         [True, True, False, True, False],
         [False, False, False, False, True],
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_are_dropped_where_the_recipe_says_so_and_attention_is_left_alone(backbones: Path, kind: str):
+    trained = start(Recipe(backbone=kind), backbones / kind)
+    trained.model.drop_hidden(0.25)
+    shares = {n: m.p for n, m in trained.model.backbone.named_modules() if isinstance(m, nn.Dropout)}
+    attention = {n for n in shares if n.endswith(("self.dropout", "attn.dropout"))}
+    assert {shares[n] for n in attention} <= {0.0}
+    assert {shares[n] for n in shares.keys() - attention} <= {0.25}
+
+
+def test_a_backbone_that_drops_hidden_states_scores_alike_only_when_it_does_not_train(untrained: Trained):
+    untrained.model.drop_hidden(0.5)
+    batch = collate([pack(WINDOW, RULES)])
+    arrays = [torch.from_numpy(a) for a in (batch.ids, batch.blocks, batch.positions, batch.heads)]
+    untrained.model.dropout.p = 0.0
+    with torch.no_grad():
+        resting = [untrained.model.eval()(*arrays) for _ in range(2)]
+        training = [untrained.model.train()(*arrays) for _ in range(2)]
+    assert torch.equal(*resting)
+    assert not torch.equal(*training)

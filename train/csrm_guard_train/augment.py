@@ -17,6 +17,7 @@ from csrm_guard.policy import Policy, Rule
 from csrm_guard.template import render_rule
 from csrm_guard_train.checkable import checkable_rules
 from csrm_guard_train.data import Authored, Item, Rung, Transcript
+from csrm_guard_train.drills import drill
 from csrm_guard_train.grids import grid_group
 from csrm_guard_train.groups import Example, Group, LabelledRule, Order
 from csrm_guard_train.public import HARMFUL
@@ -98,6 +99,8 @@ class Augmenter:
             for row in _sample(sets.twins, mix.twins, rng)
             for group in twin_groups(row, self._wordings, HARMFUL, rng)
         ]
+        if sets.drills:
+            groups += [grid_group(drill(sets.drills, rng, i), (), rng) for i in range(mix.drills)]
         groups += [self.public(group, rng) for group in _sample(self._public, mix.public, rng)]
         groups += [self.public(group, rng) for group in _sample(self._strict, mix.strict, rng)]
         groups += _sample(self._responses, mix.responses, rng)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from csrm_guard.errors import RowError
 from csrm_guard.messages import Message, parse_messages
 from csrm_guard.rows import read_jsonl
+from csrm_guard_train.drills import Wordings
 from csrm_guard_train.grids import Grid, read_grid
 from csrm_guard_train.talks import Talk, read_talk
 from csrm_guard_train.twins import Twin, read_twin
@@ -88,7 +89,12 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class Authored:
-    """The authored sets, or a part of them; `wordings` are other texts of built-in harm rules, by their id."""
+    """The authored sets, or a part of them.
+
+    Attributes:
+        wordings: other texts of built-in harm rules, by their id.
+        drills: what a program puts grids together from.
+    """
 
     items: tuple[Item, ...]
     ladders: Mapping[str, Ladder]
@@ -98,6 +104,7 @@ class Authored:
     talks: tuple[Talk, ...] = ()
     twins: tuple[Twin, ...] = ()
     wordings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    drills: Wordings | None = None
 
     def split(self, share: float, seed: int) -> tuple[Authored, Authored]:
         """Return (train, held out); whole deployments and whole categories move."""
@@ -113,7 +120,9 @@ class Authored:
         talks = parted(self.talks, lambda row: row.setting)
         twins = parted(self.twins, lambda row: row.id)
         parts = zip(items, rungs, transcripts, grids, talks, twins, strict=True)
-        train, out = (Authored(i, self.ladders, r, t, g, k, w, self.wordings) for i, r, t, g, k, w in parts)
+        train, out = (
+            Authored(i, self.ladders, r, t, g, k, w, self.wordings, self.drills) for i, r, t, g, k, w in parts
+        )
         return train, out
 
 
@@ -126,10 +135,11 @@ def held_out(key: str, share: float, seed: int) -> bool:
 def read_authored(folder: Path) -> Authored:
     """Read every `items*`, `ladders*`, `rungs*` and `transcripts*` file of a folder.
 
-    Files `grids*`, `talks*`, `twins*` and `wordings*` may be absent.
+    Files `grids*`, `talks*`, `twins*`, `wordings*` and `drills.yaml` may be absent.
 
     Raises:
         RowError: a missing set, or a row with a missing field; names file and row.
+        DrillError: the drills' wordings are not as they should be; names file and place.
     """
     ladders = _read(folder, "ladders", _ladder)
     return Authored(
@@ -141,6 +151,7 @@ def read_authored(folder: Path) -> Authored:
         talks=_read(folder, "talks", read_talk, optional=True),
         twins=_read(folder, "twins", read_twin, optional=True),
         wordings=dict(_read(folder, "wordings", lambda row: (row["category"], tuple(row["texts"])), optional=True)),
+        drills=Wordings.from_file(drills) if (drills := folder / "drills.yaml").is_file() else None,
     )
 
 

@@ -74,6 +74,7 @@ def train(
     recipe = trained.recipe
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
+    trained.model.drop_hidden(recipe.backbone_dropout)
     engine = make_engine(trained.model, recipe)
     guide = Teacher(teacher, engine.device) if teacher else None
     run = _resume(out, engine)

@@ -117,6 +117,12 @@ class RuleReader(nn.Module):
         self.safe = nn.Parameter(verbalizers[0].clone()) if verbalizers else None
         self.unsafe = nn.Parameter(verbalizers[1].clone()) if verbalizers else None
 
+    def drop_hidden(self, share: float) -> None:
+        """Zero this share of the backbone's hidden states in training; attention's weights are left alone."""
+        for name, layer in self.backbone.named_modules():
+            if isinstance(layer, nn.Dropout) and not name.endswith(("self.dropout", "attn.dropout")):
+                layer.p = share
+
     @property
     def config(self) -> PreTrainedConfig:
         """The backbone's configuration."""

@@ -31,6 +31,7 @@ class Mixture(BaseModel):
         grids: share of the grids (alternative messages x rules).
         talks: share of the conversations with alternative turns.
         twins: share of the harmful and harmless requests that sound alike, with their answers.
+        drills: grids that a program puts together, new ones in each epoch.
         public: share of the public conversations, if any are given.
         strict: share of the conversations under pairs that Algorithm 1 kept and under proposed rules,
             if any are given.
@@ -54,6 +55,7 @@ class Mixture(BaseModel):
     grids: Share = 1.0
     talks: Share = 1.0
     twins: Share = 1.0
+    drills: int = Field(default=0, ge=0)
     public: Share = 1.0
     strict: Share = 1.0
     responses: Share = 0.0
@@ -100,7 +102,9 @@ class Recipe(BaseModel):
         warmup: share of the steps in which the rate rises.
         weight_decay: AdamW's.
         betas: AdamW's.
-        dropout: in the head only; the backbone runs without.
+        dropout: before the last layer.
+        backbone_dropout: of the backbone's hidden states (after embeddings, attention and feed-forward layers; not of
+            attention's weights).
         pair_weight: weight of the ordering terms (paper 3.3: gamma).
         margin: margin of the ordering terms (paper 3.3: m).
         list_weight: weight of the listwise term: the violated rule above the others.
@@ -129,6 +133,7 @@ class Recipe(BaseModel):
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[Share, Share] = (0.9, 0.98)
     dropout: Share = 0.1
+    backbone_dropout: Share = 0.0
     pair_weight: float = Field(default=0.1, ge=0)
     margin: float = 0.0
     list_weight: float = Field(default=0.3, ge=0)

@@ -1,0 +1,136 @@
+"""Drills: labels are checked by a second way, which reads the texts."""
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from csrm_guard_train.drills import DrillError, Wordings, drill
+from csrm_guard_train.grids import Grid
+
+SHIPPED = Path(__file__).parents[2] / "train" / "data" / "authored" / "drills.yaml"
+PLAIN = """
+acts:
+  offer: {says: ["I offer {x}."], bare: ["offer {x}"]}
+  book: {says: ["I book {x}."], bare: ["book {x}"]}
+  ban: {says: ["I ban {x}."], bare: ["ban {x}"]}
+close: [[offer, book]]
+any: {bare: ["mention {x}"]}
+forbid: ["Never {a}."]
+require: ["Always {a}."]
+when: ["If {c}, {f}."]
+unless: ["Unless {c}, {f}."]
+forbid_bare: ["never {a}"]
+require_bare: ["always {a}"]
+also: ["{a} needs {b}."]
+never_both: ["{a} bars {b}."]
+before: ["{a} precedes {b}."]
+numbers:
+  cost: {says: ["It costs {n}."], noun: [cost], unit: "{n}", range: [2, 50]}
+  wait: {says: ["It takes {n}."], noun: [wait], unit: "{n}", range: [2, 50]}
+at_most: ["The {k} is {u} at most."]
+at_least: ["The {k} is {u} at least."]
+exactly: ["The {k} is {u} exactly."]
+choices:
+  day: {says: ["Come {v}."], noun: [day], values: [Monday, Tuesday, Friday]}
+only_one: ["The {k}: only {v}."]
+only_two: ["The {k}: only {v} or {w}."]
+not_one: ["The {k}: not {v}."]
+not_two: ["The {k}: not {v} or {w}."]
+facts:
+  member: {present: ["I belong."], absent: ["I do not belong."], when: [member], other: [stranger]}
+asks: ["And {x}?"]
+asked: {when: ["{x} asked"], other: ["{x} unasked"]}
+tails:
+  question: {present: ["Well?"], absent: ["Well."], require: ["Ask."], forbid: ["Tell."]}
+heads:
+  sorry: {present: ["Sorry."], absent: ["Hm."], require: ["Regret."], forbid: ["No regret."]}
+names: [Ada]
+things:
+  shop: [tea, soap, rope, wax]
+"""
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Wordings:
+    path = tmp_path_factory.mktemp("drills") / "drills.yaml"
+    path.write_text(PLAIN, encoding="utf-8")
+    return Wordings.from_file(path)
+
+
+def made(words: Wordings, count: int) -> list[Grid]:
+    rng = random.Random(5)
+    return [drill(words, rng, i) for i in range(count)]
+
+
+def breaks(rule: str, context: str, message: str) -> bool:
+    """Tell from the texts alone whether a message breaks a rule of the plain wordings."""
+    if found := re.fullmatch(r"(If|Unless) (.+?), (.+)\.", rule):
+        word, condition, norm = found.groups()
+        if condition in ("member", "stranger"):
+            holds = ("I belong." in context) == (condition == "member")
+        else:
+            thing, asked = condition.split()
+            holds = (f"And {thing}?" in context) == (asked == "asked")
+        return holds == (word == "If") and breaks(norm[0].upper() + norm[1:] + ".", context, message)
+    if found := re.fullmatch(r"(Never|Always) (\w+) (\w+)\.", rule):
+        way, act, thing = found.groups()
+        done = thing in message if act == "mention" else f"I {act} {thing}." in message
+        return done == (way == "Never")
+    if found := re.fullmatch(r"(\w+) (\w+) (needs|bars|precedes) (\w+) (\w+)\.", rule):
+        one, two = f"I {found[1].lower()} {found[2]}.", f"I {found[4]} {found[5]}."
+        first, second = one in message, two in message
+        both = first and second and message.index(one) > message.index(two)
+        return {"needs": first and not second, "bars": first and second, "precedes": both}[found[3]]
+    if found := re.fullmatch(r"The (cost|wait) is (\d+) (at most|at least|exactly)\.", rule):
+        said = re.search(r"It costs (\d+)" if found[1] == "cost" else r"It takes (\d+)", message)
+        assert said
+        value, bound = int(said[1]), int(found[2])
+        return {"at most": value > bound, "at least": value < bound, "exactly": value != bound}[found[3]]
+    if found := re.fullmatch(r"The day: (only|not) (\w+)(?: or (\w+))?\.", rule):
+        said = re.search(r"Come (\w+)\.", message)
+        assert said
+        return (said[1] in (found[2], found[3])) == (found[1] == "not")
+    return {
+        "Ask.": "Well?" not in message, "Tell.": "Well?" in message,
+        "Regret.": "Sorry." not in message, "No regret.": "Sorry." in message,
+    }[rule]  # fmt: skip
+
+
+def test_every_label_is_what_a_reader_of_the_texts_says(plain: Wordings):
+    for grid in made(plain, 400):
+        for view, broken in zip(grid.views, grid.broken, strict=True):
+            context = " ".join(m.content for m in view[:-1])
+            read = {i for i, rule in enumerate(grid.rules) if breaks(rule, context, view[-1].content)}
+            assert read == broken, (grid, view)
+
+
+def test_every_rule_is_broken_by_some_messages_and_kept_by_others():
+    for grid in made(Wordings.from_file(SHIPPED), 200):
+        for i in range(len(grid.rules)):
+            assert 0 < sum(i in broken for broken in grid.broken) < len(grid.views)
+
+
+def test_no_rule_asks_for_an_act_where_a_message_does_one_that_comes_close(plain: Wordings):
+    for grid in made(plain, 400):
+        texts = [view[-1].content for view in grid.views]
+        for rule in grid.rules:
+            for thing in re.findall(r"(?:Never|Always|never|always) offer (\w+)", rule):
+                assert not any(f"I book {thing}." in t and f"I offer {thing}." not in t for t in texts)
+
+
+def test_messages_of_one_drill_differ(plain: Wordings):
+    assert all(len({view[-1].content for view in grid.views}) == 4 for grid in made(plain, 100))
+
+
+def test_the_same_seed_makes_the_same_drills_and_another_seed_others(plain: Wordings):
+    assert made(plain, 5) == made(plain, 5)
+    assert drill(plain, random.Random(1), 0) != drill(plain, random.Random(2), 0)
+
+
+def test_a_wrong_key_is_named_with_its_place(tmp_path: Path):
+    path = tmp_path / "drills.yaml"
+    path.write_text(PLAIN.replace('bare: ["ban {x}"]', 'bear: ["ban {x}"]'), encoding="utf-8")
+    with pytest.raises(DrillError, match=r"drills\.yaml: acts\.ban\.bear"):
+        Wordings.from_file(path)
