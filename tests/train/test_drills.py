@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from csrm_guard_train.drills import DrillError, Wordings, drill
+from csrm_guard_train.drill_words import DrillError, Wordings
+from csrm_guard_train.drills import drill
 from csrm_guard_train.grids import Grid
 
 SHIPPED = Path(__file__).parents[2] / "train" / "data" / "authored" / "drills.yaml"
@@ -16,6 +17,13 @@ acts:
   book: {says: ["I book {x}."], bare: ["book {x}"]}
   ban: {says: ["I ban {x}."], bare: ["ban {x}"]}
 close: [[offer, book]]
+negated: ["I refuse to {a}."]
+wishes: ["Please {a}."]
+unwanted: ["Do not {a}."]
+wish_forbid: ["Users never ask to {a}."]
+wish_require: ["Users always ask to {a}."]
+user_forbid: ["Users never {a}."]
+user_require: ["Users always {a}."]
 any: {bare: ["mention {x}"]}
 forbid: ["Never {a}."]
 require: ["Always {a}."]
@@ -40,6 +48,9 @@ not_one: ["The {k}: not {v}."]
 not_two: ["The {k}: not {v} or {w}."]
 facts:
   member: {present: ["I belong."], absent: ["I do not belong."], when: [member], other: [stranger]}
+acks: ["Noted."]
+openings: ["Yes?"]
+fillers: [["Nice day.", "It is."], ["Where are you?", "In town."]]
 asks: ["And {x}?"]
 asked: {when: ["{x} asked"], other: ["{x} unasked"]}
 tails:
@@ -78,6 +89,10 @@ def breaks(rule: str, context: str, message: str) -> bool:
         way, act, thing = found.groups()
         done = thing in message if act == "mention" else f"I {act} {thing}." in message
         return done == (way == "Never")
+    if found := re.fullmatch(r"Users (never|always) (ask to )?(\w+) (\w+)\.", rule):
+        way, asked, act, thing = found.groups()
+        done = f"Please {act} {thing}." in message if asked else thing in message
+        return done == (way == "never")
     if found := re.fullmatch(r"(\w+) (\w+) (needs|bars|precedes) (\w+) (\w+)\.", rule):
         one, two = f"I {found[1].lower()} {found[2]}.", f"I {found[4]} {found[5]}."
         first, second = one in message, two in message
@@ -118,6 +133,14 @@ def test_no_rule_asks_for_an_act_where_a_message_does_one_that_comes_close(plain
         for rule in grid.rules:
             for thing in re.findall(r"(?:Never|Always|never|always) offer (\w+)", rule):
                 assert not any(f"I book {thing}." in t and f"I offer {thing}." not in t for t in texts)
+
+
+def test_some_drills_judge_what_users_ask_for_and_some_messages_deny_an_act(plain: Wordings):
+    grids = made(plain, 200)
+    last = [view[-1] for grid in grids for view in grid.views]
+    assert {message.role for message in last if "Please" in message.content} == {"user"}
+    assert any("I refuse to" in message.content for message in last)
+    assert all((grid.stage == "prompt") == (grid.views[0][-1].role == "user") for grid in grids)
 
 
 def test_messages_of_one_drill_differ(plain: Wordings):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from csrm_guard.errors import RowError
 from csrm_guard.messages import Message, parse_messages
 from csrm_guard.rows import read_jsonl
-from csrm_guard_train.drills import Wordings
+from csrm_guard_train.drill_words import Wordings
 from csrm_guard_train.grids import Grid, read_grid
 from csrm_guard_train.talks import Talk, read_talk
 from csrm_guard_train.twins import Twin, read_twin
