@@ -229,7 +229,7 @@ def main() -> None:
         f"Refused for the deadline of {DEADLINE:g} s: {len(late)} checks; they count as answers.",
         f"Model rows: {options.rules} rule(s), texts of 20-60 tokens; the other rows run no model.",
         "NeMo is asked by tasks only: in 200 threads its evaluator of expressions raises.",
-        f"HTTP: uvicorn {version('uvicorn')} callers by aiohttp {aiohttp.__version__}, on the same cores.",
+        f"HTTP: uvicorn {version('uvicorn')}, callers by aiohttp {aiohttp.__version__}, on the same cores.",
         f"Probe before and after: int8 {before['int8']:.0f} and {after['int8']:.0f} GOP/s.",
         f"Model {wide.id}. {machine.machine()}.",
         f"Command: `python benchmarks/concurrency.py --rounds {options.rounds} --seconds {options.seconds:g} "
