@@ -33,7 +33,8 @@ def drill(words: Wordings, rng: random.Random, number: int) -> Grid:
         context = _context(scene)
         for _ in range(rng.choice((2, 3, 3, 4))):
             scene.slots.append(_slot(scene))
-        scene.flags = rng.sample(sorted({*words.tails, *words.heads}), rng.choice((0, 1, 1, 2)))
+        # One of a kind at most: rules speak of the first and of the last sentence.
+        scene.flags = [rng.choice(sorted(kind)) for kind in (words.heads, words.tails) if rng.random() < 0.5]
         said = _messages(scene)
         rules = norms(scene, said, rng.choice(_RULES))
         sentences: dict[Clause, str] = {}
