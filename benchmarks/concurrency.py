@@ -148,14 +148,15 @@ def measured(ways: list[Way], rounds: int, seconds: float) -> list[dict[str, obj
                 if run := way.runs.get(mode):
                     found.setdefault((mode, callers, way.name), []).append(run(callers, seconds))
     rows: list[dict[str, object]] = []
+    names = list(dict.fromkeys(way.name for way in ways))
     for mode, callers in itertools.product(MODES, CALLERS):
-        for way in ways:
-            results = found.get((mode, callers, way.name))
+        for name in names:
+            results = found.get((mode, callers, name))
             if results is None:
                 continue
             middle = {k: statistics.median(r[k] for r in results) for k in ("per_second", "p50", "p95", "p99", "cpu")}
             rows.append({
-                "callers": f"{callers} {mode}", "way": way.name, "checks/s": f"{middle['per_second']:.1f}",
+                "callers": f"{callers} {mode}", "way": name, "checks/s": f"{middle['per_second']:.1f}",
                 **{f"{p}, ms": f"{middle[p]:.2f}" for p in ("p50", "p95", "p99")},
                 # of this process: a server's is not counted
                 "CPU ms a check": "" if mode == "HTTP" else f"{middle['cpu']:.2f}",

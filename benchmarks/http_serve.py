@@ -56,7 +56,9 @@ def application(guard: Guard) -> Callable[[dict[str, Any], Receive, Send], Await
 
 def main() -> None:
     app = application(guard_of(sys.argv[1], int(sys.argv[2])))
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as door:
+    # With the protocol named, asyncio sends small answers at once (TCP_NODELAY).
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as door:
+        door.bind(("127.0.0.1", 0))
         print(door.getsockname()[1], flush=True)
         config = uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False)
         uvicorn.Server(config).run(sockets=[door])
