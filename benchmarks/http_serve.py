@@ -44,9 +44,7 @@ def application(guard: Guard) -> Callable[[dict[str, Any], Receive, Send], Await
             event = await receive()
             body, more = body + event["body"], event.get("more_body", False)
         verdict = await guard.acheck(body.decode())
-        answer = json.dumps({
-            "allowed": verdict.allowed, "reward": verdict.reward, "degraded": verdict.degraded,
-        }).encode()  # fmt: skip
+        answer = json.dumps({"allowed": verdict.allowed, "reward": verdict.reward}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})

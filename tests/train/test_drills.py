@@ -17,6 +17,7 @@ acts:
   book: {says: ["I book {x}."], bare: ["book {x}"]}
   ban: {says: ["I ban {x}."], bare: ["ban {x}"]}
 close: [[offer, book]]
+denials: [ban]
 negated: ["I refuse to {a}."]
 wishes: ["Please {a}."]
 unwanted: ["Do not {a}."]

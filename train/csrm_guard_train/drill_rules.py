@@ -172,7 +172,7 @@ def _done(words: Wordings, said: Said, clause: Clause) -> bool | None:
     others = {c.name for c in on_it if c.kind == "act"}
     # To say that one will not do a thing is much like turning it down.
     near = any(clause.name in group and others & group for group in words.close)
-    refused = clause.name in ("refuse", "later", "cancel") and any(c.kind == "not" for c in on_it)
+    refused = clause.name in words.denials and any(c.kind == "not" for c in on_it)
     return None if near or refused else False
 
 

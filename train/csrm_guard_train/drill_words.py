@@ -77,6 +77,7 @@ class Wordings(_Document):
 
     acts: Mapping[str, Act]
     close: tuple[frozenset[str], ...]
+    denials: frozenset[str]
     negated: Lines
     wishes: Lines
     unwanted: Lines
