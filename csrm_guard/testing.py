@@ -185,7 +185,22 @@ class ChatServer:
         self._thread.join()
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])) or b"{}")
+        body = self._read_body(handler)
+        if body is not None:
+            self._reply(handler, body)
+
+    def _read_body(self, handler: BaseHTTPRequestHandler) -> dict[str, Any] | None:
+        """Return a request's body; None if the caller gave up before all of it was here: it uses no reply."""
+        length = int(handler.headers["Content-Length"])
+        received = handler.rfile.read(length)
+        if len(received) < length:
+            with self._lock:
+                self.aborted += 1
+            return None
+        found: dict[str, Any] = json.loads(received or b"{}")
+        return found
+
+    def _reply(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         path = handler.path.partition("?")[0]
         with self._lock:
             self.requests.append(body)

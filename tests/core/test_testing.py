@@ -1,4 +1,5 @@
 import json
+import socket
 import urllib.request
 from http.client import IncompleteRead
 
@@ -90,3 +91,13 @@ def test_a_whole_answer_may_break_off():
 def asking(server: ChatServer, stream: bool = False) -> urllib.request.Request:
     body = {"model": "m", "stream": stream, "messages": [{"role": "user", "content": "hello"}]}
     return urllib.request.Request(f"{server.url}/chat/completions", json.dumps(body).encode())
+
+
+def test_a_request_that_is_given_up_half_way_is_counted_and_uses_no_reply():
+    with ChatServer("first") as server:
+        host = server.url.split("/")[2]
+        with socket.create_connection((host.split(":")[0], int(host.split(":")[1]))) as half:
+            half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n")
+            half.shutdown(socket.SHUT_WR)
+            assert half.recv(1) == b""
+        assert (server.requests, server.aborted) == ([], 1)
