@@ -158,3 +158,22 @@ def test_a_wrong_key_is_named_with_its_place(tmp_path: Path):
     path.write_text(PLAIN.replace('bare: ["ban {x}"]', 'bear: ["ban {x}"]'), encoding="utf-8")
     with pytest.raises(DrillError, match=r"drills\.yaml: acts\.ban\.bear"):
         Wordings.from_file(path)
+
+
+def test_few_words_are_the_first_of_each_kind_and_name_no_act_that_is_gone():
+    whole = Wordings.from_file(SHIPPED)
+    few = whole.few(0.25)
+    assert list(few.acts) == list(whole.acts)[: len(whole.acts) // 4]
+    assert few.forbid == whole.forbid[: round(len(whole.forbid) / 4)]
+    assert few.close
+    assert all(near <= few.acts.keys() for near in (*few.close, few.denials))
+
+
+def test_drills_of_few_words_keep_to_them():
+    whole = Wordings.from_file(SHIPPED)
+    few = whole.few(0.1)
+    assert {grid.setting for grid in made(few, 100)} <= set(few.things) < set(whole.things)
+
+
+def test_all_words_are_the_whole(plain: Wordings):
+    assert plain.few(1.0) == plain

@@ -1,4 +1,5 @@
 import json
+import os
 import random
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from csrm_guard_train.checkpoint import Trained, load_checkpoint, start
 from csrm_guard_train.data import Authored
 from csrm_guard_train.engine import Single
 from csrm_guard_train.loop import _losses, _step, train
-from csrm_guard_train.monitor import validate
+from csrm_guard_train.monitor import thin, validate
 from csrm_guard_train.predict import predict
 from csrm_guard_train.recipe import Lora, Mixture, Recipe
 from csrm_guard_train.validation import validation_rows
@@ -105,10 +106,11 @@ def test_lora_leaves_the_backbone_as_it_was_until_it_is_folded_in(authored: Auth
     assert all(np.allclose(a.logits, b.logits, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_the_papers_recipe_runs_on_a_random_decoder(authored: Authored, backbones: Path, tmp_path: Path):
+def test_the_papers_recipe_runs_on_a_decoder(authored: Authored, backbones: Path, tmp_path: Path):
+    """CSRM_SMOLLM names a folder in transformers' format, such as SmolLM2-135M's; else a tiny random Llama learns."""
     paper = Recipe.from_file(ROOT / "train" / "recipes" / "paper.toml")
     recipe = paper.model_copy(update={"backbone": "llama", "epochs": 0.1, "lr": 1e-3, "step_tokens": 4096})
-    trained = start(recipe, backbones / "llama")
+    trained = start(recipe, Path(os.environ.get("CSRM_SMOLLM") or backbones / "llama"))
     before = trained.model.unsafe.detach().clone()
     train(trained, Augmenter(authored, recipe.mixture), held_out(authored), tmp_path)
     assert not torch.equal(before, trained.model.unsafe)
@@ -128,3 +130,28 @@ def test_the_policys_own_term_counts_by_its_weight(authored: Authored, backbones
     weighted = _losses(trained.model, batch, trained.recipe.model_copy(update={"policy_weight": 2.0}))
     assert float(without["policy"].detach()) > 0
     assert torch.isclose(weighted["loss"], without["loss"] + 2 * without["policy"])
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_run_moves_the_word_embeddings_unless_they_are_frozen(
+    authored: Authored, backbones: Path, tmp_path: Path, frozen: bool
+):
+    trained = begin(backbones, epochs=0.1, freeze_words=frozen)
+    words = trained.model.backbone.get_input_embeddings().weight
+    before = words.detach().clone()
+    train(trained, Augmenter(authored, RECIPE.mixture), [], tmp_path)
+    assert torch.equal(before, words) == frozen
+
+
+def test_a_thinned_validation_keeps_families_whole(authored: Authored):
+    rows = validation_rows(authored, 0)
+    kept = {row.id for row in thin(rows, len(rows) // 3)}
+    assert 0 < len(kept) < len(rows) / 2
+    for item in authored.items:
+        family = {row.id for row in rows if row.id.startswith(f"{item.id}-")}
+        assert family <= kept or not family & kept
+
+
+def test_a_validation_that_is_small_enough_is_not_thinned(authored: Authored):
+    rows = validation_rows(authored, 0)
+    assert thin(rows, len(rows)) == rows

@@ -158,3 +158,10 @@ def test_a_backbone_that_drops_hidden_states_scores_alike_only_when_it_does_not_
         training = [untrained.model.train()(*arrays) for _ in range(2)]
     assert torch.equal(*resting)
     assert not torch.equal(*training)
+
+
+def test_frozen_words_stay_and_all_else_learns(backbones: Path):
+    model = start(Recipe(backbone="tiny"), backbones / "tiny").model
+    model.freeze_words()
+    frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
+    assert frozen == {"backbone.embeddings.word_embeddings.weight"}

@@ -113,3 +113,37 @@ def test_an_unknown_backbone_is_named(tmp_path: Path, authored_folder: Path, dev
     )
     assert found.exit_code == 2
     assert "absent" in found.output
+
+
+def test_the_stage_before_differs_from_the_run_in_what_the_sweep_names() -> None:
+    sweep = Sweep(
+        recipe=Recipe(backbone="x"),
+        variants=(Variant(name="v", change={"margin": 0.5, "mixture.items": 0.25}),),
+        first={"mixture.items": 0.0, "pair_weight": 1.0},
+    )
+    first = sweep.first_of(sweep.variants[0], 3)
+    assert first is not None
+    assert (first.mixture.items, first.pair_weight, first.margin, first.seed) == (0.0, 1.0, 0.5, 3)
+
+
+def test_a_sweep_without_a_stage_before_has_none() -> None:
+    sweep = Sweep(recipe=Recipe(backbone="x"), variants=(Variant(name="v"),))
+    assert sweep.first_of(sweep.variants[0], 0) is None
+
+
+def test_a_stage_before_that_variants_have_alike_is_trained_once(
+    tmp_path: Path, backbones: Path, authored_folder: Path, dev: Path
+) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(
+        'seeds = [0]\n[recipe]\nbackbone = "tiny"\nepochs = 0.1\n[first]\npair_weight = 0.0\n[[variants]]\nname = "a"\n'
+        '[[variants]]\nname = "b"\nchange = { pair_weight = 0.5 }\n'
+        '[[variants]]\nname = "c"\nchange = { lr = 1e-5 }\n'
+    )
+    out = tmp_path / "out"
+    command = [str(path), "--backbones", str(backbones), "--data", str(authored_folder), "--dev", str(dev)]
+    found = CliRunner().invoke(app, [*command, "--out", str(out)])
+    assert found.exit_code == 0, found.output
+    stages = {json.loads((p / "checkpoint" / "recipe.json").read_text())["lr"] for p in out.glob("first-*")}
+    assert stages == {1e-4, 1e-5}
+    assert len(list(out.glob("first-*"))) == 2

@@ -67,6 +67,7 @@ class Augmenter:
         responses: Sequence[Group] = (),
     ) -> None:
         self._authored = authored
+        self._drills = authored.drills and authored.drills.few(mixture.drill_words)
         self._mixture = mixture
         self._public, self._strict, self._responses = public, strict, responses
         self._foreign = sorted({rule for item in authored.items for rule in (item.rule, *item.distractors)})
@@ -99,8 +100,8 @@ class Augmenter:
             for row in _sample(sets.twins, mix.twins, rng)
             for group in twin_groups(row, self._wordings, HARMFUL, rng)
         ]
-        if sets.drills:
-            groups += [grid_group(drill(sets.drills, rng, i), (), rng) for i in range(mix.drills)]
+        if self._drills:
+            groups += [grid_group(drill(self._drills, rng, i), (), rng) for i in range(mix.drills)]
         groups += [self.public(group, rng) for group in _sample(self._public, mix.public, rng)]
         groups += [self.public(group, rng) for group in _sample(self._strict, mix.strict, rng)]
         groups += _sample(self._responses, mix.responses, rng)

@@ -83,7 +83,8 @@ def _optimizer(model: RuleReader, recipe: Recipe) -> torch.optim.AdamW:
     known = {id(p) for p in model.backbone.parameters()}
     head = [p for p in model.parameters() if id(p) not in known]
     groups = [{"params": body, "peak": recipe.lr}, {"params": head, "peak": recipe.head_lr}]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    # Fused: one pass over weights, gradients and moments; small steps spend a third of their time here otherwise.
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

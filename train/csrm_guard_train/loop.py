@@ -23,7 +23,7 @@ from csrm_guard_train.checkpoint import Trained, save_checkpoint
 from csrm_guard_train.distil import Teacher, soft
 from csrm_guard_train.engine import Engine, make_engine
 from csrm_guard_train.loss import classification, listwise, ordering
-from csrm_guard_train.monitor import validate
+from csrm_guard_train.monitor import thin, validate
 from csrm_guard_train.recipe import Recipe
 
 __all__ = ["Run", "train"]
@@ -53,7 +53,8 @@ def train(
     out: Path,
     *,
     save_seconds: float = 300.0,
-    evaluate_steps: int = 2000,
+    evaluate_steps: int = 5000,
+    evaluate_rows: int = 800,
     stop_after: float | None = None,
     teacher: Trained | None = None,
 ) -> Run:
@@ -68,6 +69,7 @@ def train(
         out: folder of the run.
         save_seconds: how much work an interruption may lose.
         evaluate_steps: how often held-out rows are scored.
+        evaluate_rows: about how many of them, whole families only.
         stop_after: seconds after which to save and stop, to be resumed later.
         teacher: a finished model, whose logits are learnt with the recipe's `distil`.
     """
@@ -75,9 +77,12 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     trained.model.drop_hidden(recipe.backbone_dropout)
+    if recipe.freeze_words:
+        trained.model.freeze_words()
     engine = make_engine(trained.model, recipe)
     guide = Teacher(teacher, engine.device) if teacher else None
     run = _resume(out, engine)
+    watched = thin(held_out, evaluate_rows)
     total = _plan(augmenter, trained, recipe)
     # torch's generator resumes from the step, chance in sampling from (seed, epoch)
     began, saved = time.monotonic() - run.seconds, time.monotonic()
@@ -94,7 +99,7 @@ def train(
             run.seconds = time.monotonic() - began
             record: dict[str, Any] = {**asdict(run), **losses, "lr": rate * recipe.lr}
             if run.step % evaluate_steps == 0:
-                record["held_out"] = validate(trained.model, trained, held_out)
+                record["held_out"] = validate(trained.model, trained, watched)
             log.write(json.dumps(record) + "\n")
             log.flush()
             progress.update(bar, completed=run.tokens, description=f"loss {losses['loss']:.3f}")
@@ -108,7 +113,7 @@ def train(
                 saved = time.monotonic()
             if due == 2:
                 return run
-        final = {**asdict(run), "held_out": validate(trained.model, trained, held_out), "final": True}
+        final = {**asdict(run), "held_out": validate(trained.model, trained, watched), "final": True}
         log.write(json.dumps(final) + "\n")
     trained.card["training"] = {**asdict(run), "processes": engine.world, "held_out": final["held_out"]}
     weights = engine.weights()

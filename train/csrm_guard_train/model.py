@@ -123,6 +123,10 @@ class RuleReader(nn.Module):
             if isinstance(layer, nn.Dropout) and not name.endswith(("self.dropout", "attn.dropout")):
                 layer.p = share
 
+    def freeze_words(self) -> None:
+        """Keep the word embeddings as they are in training."""
+        self.backbone.get_input_embeddings().requires_grad_(False)
+
     @property
     def config(self) -> PreTrainedConfig:
         """The backbone's configuration."""

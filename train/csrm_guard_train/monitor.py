@@ -16,7 +16,21 @@ from csrm_guard_train.metrics import auroc
 from csrm_guard_train.model import RuleReader
 from csrm_guard_train.predict import predict
 
-__all__ = ["validate", "within_rules"]
+__all__ = ["thin", "validate", "within_rules"]
+
+# What tells the rows of one pair, rung, talk, grid or twin apart (`validation.py` names them).
+_VARIANT = re.compile(
+    r"-(compliant|violating|lenient|strict|under-\d|m\d(-kept)?|(alt|base)\d|harmful|harmless|complies|refuses|helps)$"
+)
+
+
+def thin(rows: Sequence[Row], most: int) -> list[Row]:
+    """Return about `most` rows, spread evenly; the rows of a family (a pair, grid, talk or twin) stay together."""
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(_VARIANT.sub("", row.id), []).append(row)
+    every = max(-(-len(rows) // most), 1)
+    return [row for family in list(families.values())[::every] for row in family]
 
 
 def validate(model: RuleReader, trained: Trained, rows: Sequence[Row]) -> dict[str, float]:

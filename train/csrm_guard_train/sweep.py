@@ -7,12 +7,13 @@ number needs no new training.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
@@ -65,6 +66,8 @@ class Sweep(BaseModel):
         recipe: what all variants share.
         seeds: each variant runs once with each; a seed also decides what is held out.
         variants: the rows.
+        first: a stage before each run: fields that differ in it from the run's own. It is trained once for all
+            variants that have it alike, and they start from its weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +75,7 @@ class Sweep(BaseModel):
     recipe: Recipe
     seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
     variants: tuple[Variant, ...] = Field(min_length=1)
+    first: dict[str, Any] = {}
 
     @classmethod
     def from_file(cls, path: Path) -> Sweep:
@@ -85,6 +89,7 @@ class Sweep(BaseModel):
             sweep = cls.model_validate(read_document(path))
             for variant in sweep.variants:
                 sweep.recipe_of(variant, 0)
+                sweep.first_of(variant, 0)
         except ValidationError as exc:
             places = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()]
             raise RecipeError("\n".join(places)) from exc
@@ -92,8 +97,15 @@ class Sweep(BaseModel):
 
     def recipe_of(self, variant: Variant, seed: int) -> Recipe:
         """Return the recipe of one run."""
+        return self._recipe(variant.change, seed)
+
+    def first_of(self, variant: Variant, seed: int) -> Recipe | None:
+        """Return the recipe of the stage before a run, if there is one."""
+        return self._recipe({**variant.change, **self.first}, seed) if self.first else None
+
+    def _recipe(self, change: Mapping[str, Any], seed: int) -> Recipe:
         fields = self.recipe.model_dump()
-        for name, value in variant.change.items():
+        for name, value in change.items():
             part, _, inner = name.partition(".")
             if inner:
                 fields[part] = {**fields[part], inner: value}
@@ -194,7 +206,8 @@ def run(
         authored = read_authored(data)
         for seed in sweep.seeds:
             for variant in sweep.variants:
-                _one(sweep.recipe_of(variant, seed), out / f"{variant.name}-{seed}", authored, rows, backbones, public)
+                stages = sweep.first_of(variant, seed), sweep.recipe_of(variant, seed)
+                _one(*stages, out / f"{variant.name}-{seed}", Sources(authored, rows, backbones, public))
                 write_table(sweep, rows, out)
     except (CsrmGuardError, RecipeError, CheckpointError, FamilyError) as exc:
         typer.echo(f"error: {exc}", err=True)
@@ -202,26 +215,29 @@ def run(
     typer.echo((out / "table.md").read_text(encoding="utf-8"))
 
 
-def _one(
-    recipe: Recipe, out: Path, authored: Authored, rows: Sequence[Row], backbones: Path | None, public: Path | None
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What the runs of a sweep read: authored sets, rows to score, folders of backbones and of public sets."""
+
+    authored: Authored
+    rows: Sequence[Row]
+    backbones: Path | None
+    public: Path | None
+
+
+def _one(first: Recipe | None, recipe: Recipe, out: Path, sources: Sources) -> None:
     """Train and score one run, unless it is finished; keep its scores and drop its weights."""
     if (out / "scores.json").is_file():
         return
-    training, held_out = authored.split(recipe.validation, recipe.seed)
-    groups: list[Group] = read_public(public, authored.ladders, recipe.seed) if public else []
-    answers = read_responses(public, recipe.seed) if public and recipe.mixture.responses else []
-    augmenter = Augmenter(training, recipe.mixture, groups, responses=answers)
+    before = None
+    if first:
+        # Named by its recipe: variants that have this stage alike share it.
+        name = hashlib.sha256(first.model_dump_json().encode()).hexdigest()[:8]
+        before = _trained(first, out.parent / f"first-{name}", sources, None)
+    trained = _trained(recipe, out, sources, before)
     checkpoint = out / "checkpoint"
-    trained = load_checkpoint(checkpoint) if checkpoint.is_dir() else None
-    if trained is None or (checkpoint / "resume.pt").is_file():
-        trained = trained or start(recipe, find_backbone(recipe.backbone, backbones))
-        kept = validation_rows(held_out, recipe.seed)
-        some = random.Random(recipe.seed).sample(kept, k=min(len(kept), 600))
-        train(trained, augmenter, some, out, evaluate_steps=10**9)
-        trained = load_checkpoint(checkpoint)
     began = time.monotonic()
-    scores = _score(trained, rows)
+    scores = _score(trained, sources.rows)
     report = trained.card["training"]
     kept_report = {"seconds": report["seconds"], "tokens": report["tokens"], "held_out": report["held_out"]["auroc"]}
     (out / "scores.json").write_text(
@@ -229,6 +245,25 @@ def _one(
     )
     shutil.rmtree(checkpoint)
     typer.echo(f"{out.name}: scored in {time.monotonic() - began:.0f} s", err=True)
+
+
+def _trained(recipe: Recipe, out: Path, sources: Sources, before: Trained | None) -> Trained:
+    """Return the model of one stage, trained from `before` or the recipe's backbone, or as it was left finished."""
+    checkpoint = out / "checkpoint"
+    trained = load_checkpoint(checkpoint) if checkpoint.is_dir() else None
+    if trained and not (checkpoint / "resume.pt").is_file():
+        return trained
+    if trained is None and before is not None:
+        trained = replace(before, recipe=recipe, card={"started_from": before.card}, held_out=[])
+    trained = trained or start(recipe, find_backbone(recipe.backbone, sources.backbones))
+    training, held_out = sources.authored.split(recipe.validation, recipe.seed)
+    groups: list[Group] = read_public(sources.public, training.ladders, recipe.seed) if sources.public else []
+    answers = read_responses(sources.public, recipe.seed) if sources.public and recipe.mixture.responses else []
+    kept = validation_rows(held_out, recipe.seed)
+    some = random.Random(recipe.seed).sample(kept, k=min(len(kept), 600))
+    augmenter = Augmenter(training, recipe.mixture, groups, responses=answers)
+    train(trained, augmenter, some, out, evaluate_steps=10**9)
+    return load_checkpoint(checkpoint)
 
 
 def _score(trained: Trained, rows: Sequence[Row]) -> dict[str, float]:
