@@ -1,8 +1,11 @@
 import random
+from dataclasses import replace
 
 from csrm_guard import Message
+from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.data import Authored
-from csrm_guard_train.talks import Alternative, Talk, talk_groups
+from csrm_guard_train.recipe import Mixture
+from csrm_guard_train.talks import Alternative, Talk, talk_groups, whole_talk
 from csrm_guard_train.validation import validation_rows
 
 MESSAGES = (
@@ -53,3 +56,34 @@ def test_held_out_talks_differ_in_one_turn_and_are_safe_as_often_as_not():
     }  # fmt: skip
     assert [a == b for a, b in zip(rows["k-1-alt0"].messages, MESSAGES, strict=True)] == [True, False, True, True]
     assert len(rows["k-1-base1"].policy.rules) == 7
+
+
+def test_a_whole_talk_is_shown_as_it_is_and_with_one_turn_rewritten_all_turns_judged():
+    base, other = whole_talk(TALK, random.Random(0)).examples
+    assert base.views == (MESSAGES[:2], MESSAGES)
+    assert [len(view) for view in other.views] == [2, 4]
+    assert sum(a != b for a, b in zip(base.views[1], other.views[1], strict=True)) == 1
+    assert (base.verdict, other.verdict) == (False, True)
+
+
+def test_a_whole_talk_is_under_all_rules_and_says_which_one_the_rewritten_turn_breaks():
+    seen = set()
+    for seed in range(20):
+        base, other = whole_talk(TALK, random.Random(seed)).examples
+        assert sorted(rule.text for rule in other.rules) == sorted(RULES)
+        assert [rule.text for rule in base.rules] == [rule.text for rule in other.rules]
+        seen.add(frozenset(RULES.index(rule.text) for rule in other.rules if rule.violated))
+    assert seen == {alternative.broken for alternative in TALK.alternatives}
+
+
+def test_a_rewritten_turn_stays_in_the_history_of_later_turns():
+    groups = [whole_talk(TALK, random.Random(seed)) for seed in range(20)]
+    first = next(g for g in groups if g.examples[1].views[0][-1].content == "They are 20.")
+    assert first.examples[1].views[1][1].content == "They are 20."
+    assert first.examples[1].views[1][3] == MESSAGES[3]
+
+
+def test_an_epoch_shows_the_asked_share_of_talks_whole():
+    talks = tuple(replace(TALK, id=f"k-{i}") for i in range(8))
+    augmenter = Augmenter(Authored((), {}, (), (), talks=talks), Mixture(talks=0.0, whole_talks=0.5, foreign=0))
+    assert sum(group.id.endswith("/whole") for group in augmenter.epoch(random.Random(0))) == 4

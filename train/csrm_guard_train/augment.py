@@ -22,7 +22,7 @@ from csrm_guard_train.grids import grid_group
 from csrm_guard_train.groups import Example, Group, LabelledRule, Order
 from csrm_guard_train.public import HARMFUL
 from csrm_guard_train.recipe import Mixture
-from csrm_guard_train.talks import talk_groups
+from csrm_guard_train.talks import talk_groups, whole_talk
 from csrm_guard_train.twins import twin_groups
 
 __all__ = ["Augmenter"]
@@ -95,6 +95,7 @@ class Augmenter:
             for row in _sample(sets.talks, mix.talks, rng)
             for group in talk_groups(row, self._foreigners(row.setting, rng), rng)
         ]
+        groups += [whole_talk(row, rng) for row in _sample(sets.talks, mix.whole_talks, rng) if row.alternatives]
         groups += [
             group
             for row in _sample(sets.twins, mix.twins, rng)

@@ -29,7 +29,8 @@ class Mixture(BaseModel):
         rungs: share of the severity ladders' conversations.
         transcripts: share of the multi-rule transcripts.
         grids: share of the grids (alternative messages x rules).
-        talks: share of the conversations with alternative turns.
+        talks: share of the conversations with alternative turns, turn by turn.
+        whole_talks: share of them that is shown whole, as it is and with one turn rewritten, any turn judged.
         twins: share of the harmful and harmless requests that sound alike, with their answers.
         drills: grids that a program puts together, new ones in each epoch.
         drill_words: share of the drills' wordings, the first ones. From all at once a small encoder learns nothing in
@@ -56,6 +57,7 @@ class Mixture(BaseModel):
     transcripts: Share = 1.0
     grids: Share = 1.0
     talks: Share = 1.0
+    whole_talks: Share = 0.0
     twins: Share = 1.0
     drills: int = Field(default=0, ge=0)
     drill_words: Annotated[float, Field(gt=0, le=1)] = 1.0

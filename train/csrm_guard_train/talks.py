@@ -10,7 +10,7 @@ from typing import Any
 from csrm_guard.messages import Message, parse_messages
 from csrm_guard_train.groups import Example, Group, LabelledRule, orders_within
 
-__all__ = ["Alternative", "Talk", "read_talk", "talk_groups"]
+__all__ = ["Alternative", "Talk", "read_talk", "talk_groups", "whole_talk"]
 
 # A rule that some turn of the talk breaks has to be read; the others are kept all along.
 _READ, _KEPT, _PASSED = 1.5, 0.6, 0.4
@@ -73,6 +73,29 @@ def talk_groups(talk: Talk, foreign: Sequence[str], rng: random.Random, *, most:
         most: rules of the policy shown with one turn, those that it could break first.
     """
     return [_turn(talk, turn, foreign, rng, most) for turn in talk.turns]
+
+
+def whole_talk(talk: Talk, rng: random.Random) -> Group:
+    """Return the conversation as it is and with one turn rewritten, every assistant turn judged, under all rules.
+
+    What is learnt from turns one by one says little about the largest of many: here the most suspect rule and turn of a
+    conversation that keeps its policy is what the policy's own term pushes down.
+
+    Args:
+        talk: the conversation.
+        rng: decides which turn is rewritten and the order of the rules.
+    """
+    other = rng.choice(talk.alternatives)
+    order = rng.sample(range(len(talk.rules)), k=len(talk.rules))
+    name = f"{talk.id}/whole"
+
+    def example(messages: tuple[Message, ...], broken: frozenset[int]) -> Example:
+        rules = tuple(LabelledRule(talk.rules[i], i in broken, f"{name}/{i}") for i in order)
+        return Example(tuple(messages[: turn + 1] for turn in talk.turns), rules)
+
+    rewritten = (*talk.view(other.turn, other.text), *talk.messages[other.turn + 1 :])
+    examples = (example(talk.messages, frozenset()), example(rewritten, other.broken))
+    return Group(name, examples, orders_within(examples))
 
 
 def _turn(talk: Talk, turn: int, foreign: Sequence[str], rng: random.Random, most: int) -> Group:
