@@ -24,16 +24,16 @@ __all__ = ["HARMFUL", "PUBLIC_FILES", "read_public"]
 # file -> (licence, most rows used). Tweets (platform terms) and sets whose licence could not be
 # confirmed are left out.
 PUBLIC_FILES: dict[str, tuple[str, int]] = {
-    "diasafety": ("Apache-2.0", 700),
-    "pyrit_scorer_evals": ("MIT", 700),
-    "red_instruct_prompts": ("Apache-2.0", 400),
-    "harmful_prompts_misc": ("MIT", 300),
-    "medsafetybench": ("MIT", 250),
-    "purplellama_frr_benign_cyber": ("MIT", 400),
+    "diasafety": ("Apache-2.0", 3000),
+    "pyrit_scorer_evals": ("MIT", 1300),
+    "red_instruct_prompts": ("Apache-2.0", 1200),
+    "harmful_prompts_misc": ("MIT", 900),
+    "medsafetybench": ("MIT", 600),
+    "purplellama_frr_benign_cyber": ("MIT", 700),
     "inthewild_jailbreak_prompts": ("Apache-2.0 / MIT", 150),
     "openai_guardrails_jailbreak_demo": ("MIT", 100),
-    "derta_malicious_pairs": ("MIT", 200),
-    "benign_conversations": ("CC-BY-SA / Apache-2.0", 500),
+    "derta_malicious_pairs": ("MIT", 260),
+    "benign_conversations": ("CC-BY-SA / Apache-2.0", 900),
 }
 
 # Sets whose harmful rows break some rule of the built-in `baseline-harms`, though nobody says which.
