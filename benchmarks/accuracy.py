@@ -2,13 +2,15 @@
 
 The development rows come with the repository. `--sets` names a folder of normalised public sets for evaluation,
 which are not kept here: `beavertails_30k_test`, `hh_harmless_test_pairs_eval`, `aegis_safety_test`,
-`simple_safety_tests` (.jsonl or .jsonl.gz; `csrm-sources` writes them). What is absent is left out and said.
+`simple_safety_tests`, `wildguard_aegis_train_prompts` (.jsonl or .jsonl.gz; `csrm-sources` writes them). What is absent
+is left out and said.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +39,11 @@ SETS = {
     "beavertails_30k_test": str(BEAVERTAILS),
     "aegis_safety_test": "baseline-harms",
     "simple_safety_tests": "baseline-harms",
+    # Never trained on; looked at in development.
+    "wildguard_aegis_train_prompts": "baseline-harms",
 }
+# Of these sets as many rows, drawn by a fixed seed.
+SAMPLES = {"wildguard_aegis_train_prompts": 300}
 PAIRS = "hh_harmless_test_pairs_eval"
 
 
@@ -109,6 +115,8 @@ def main(
             continue
         policy = Policy.from_file(Path(source)) if source.endswith(".yaml") else Policy.builtin(source)
         rows = list(normalised(path_or_none, policy))
+        if name in SAMPLES:
+            rows = random.Random(0).sample(rows, k=min(SAMPLES[name], len(rows)))
         found = report(name, rows)
         if len({row.label for row in rows}) == 2:
             p = np.array([row["p_unsafe"] for row in found["scores"]])
