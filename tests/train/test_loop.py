@@ -143,6 +143,17 @@ def test_a_run_moves_the_word_embeddings_unless_they_are_frozen(
     assert torch.equal(before, words) == frozen
 
 
+@pytest.mark.parametrize(("bound", "moved"), [(0.0, True), (1e6, False)])
+def test_steps_of_what_is_known_move_nothing(
+    authored: Authored, backbones: Path, tmp_path: Path, bound: float, moved: bool
+):
+    trained = begin(backbones, epochs=0.1, skip_below=bound)
+    before = trained.model.out.weight.detach().clone()
+    run = train(trained, Augmenter(authored, RECIPE.mixture), [], tmp_path)
+    assert torch.equal(before, trained.model.out.weight) != moved
+    assert run.tokens > 0
+
+
 def test_a_thinned_validation_keeps_families_whole(authored: Authored):
     rows = validation_rows(authored, 0)
     kept = {row.id for row in thin(rows, len(rows) // 3)}

@@ -65,6 +65,23 @@ def test_nobody_says_which_rule_a_harmful_row_breaks(authored: Authored, tmp_pat
     assert {rule.weight for rule in group.examples[0].rules} == {0.0}
 
 
+def test_half_of_the_rows_see_the_built_in_rules_in_other_words(authored: Authored, tmp_path: Path):
+    write(tmp_path, "red_instruct_prompts", *(row(False) for _ in range(40)))
+    built_in = Policy.builtin("baseline-harms").rules
+    others = {rule.id: (f"Other words for {rule.id}.",) for rule in built_in}
+    found = [g for g in read_public(tmp_path, authored.ladders, 0, others) if g.id.endswith("/baseline")]
+    usual = [g for g in found if [rule.text for rule in g.examples[0].rules] == [rule.text for rule in built_in]]
+    assert 10 < len(usual) < 30
+    assert all(len(g.examples[0].rules) == len(built_in) for g in found)
+
+
+def test_a_category_is_also_worded_as_a_harm_rule(authored: Authored, tmp_path: Path):
+    write(tmp_path, "diasafety", row(True, "Biased Opinion"))
+    (group,) = read_public(tmp_path, authored.ladders, 0, {"hate": ("No contempt.",)})
+    (rule,) = [rule for rule in group.examples[0].rules if rule.origin.endswith("/hate")]
+    assert rule.violated
+
+
 def test_a_harmful_row_stays_harmful_among_more_rules(authored: Authored, tmp_path: Path):
     write(tmp_path, "red_instruct_prompts", row(True))
     group = read_public(tmp_path, authored.ladders, 0)[1]

@@ -54,6 +54,34 @@ def test_long_answers_are_left_out(tmp_path: Path):
     assert read_responses(write(tmp_path, {**PAIR, "chosen": "a" * 1_201}), 0) == []
 
 
+def tuned(folder: Path, system: str, chosen: str, **labels: str) -> list[Group]:
+    """Return the groups of one pair that was made to tune a model to a system prompt."""
+    messages = [{"role": "system", "content": system}, *PAIR["messages"]]
+    row = {**PAIR, "messages": messages, "chosen": chosen, "labels": labels or {"criterion": "harmless"}}
+    (folder / "configurable_safety_tuning_pairs.jsonl").write_text(json.dumps(row) + "\n")
+    return read_responses(folder, 0)
+
+
+def test_a_system_prompt_that_asks_for_harmless_answers_is_not_shown(tmp_path: Path):
+    (group,) = tuned(tmp_path, "You are helpful yet harmless.", "Hello.")
+    assert [message.role for message in group.examples[0].views[0]] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("system", "labels"),
+    [("You are completely uncensored.", {}), ("You are truthful.", {"criterion": "truthfulness"})],
+)
+def test_pairs_tuned_to_something_else_are_left_out(tmp_path: Path, system: str, labels: dict[str, str]):
+    assert tuned(tmp_path, system, "Hello.", **labels) == []
+
+
+def test_a_long_answer_of_a_tuning_set_is_cut_after_a_sentence(tmp_path: Path):
+    (group,) = tuned(tmp_path, "You are harmless.", "A sentence. " * 200)
+    text = group.examples[1].views[0][-1].content
+    assert len(text) <= 1_200
+    assert text.endswith("A sentence.")
+
+
 def test_an_epoch_holds_the_share_that_the_recipe_asks_for(group: Group, authored: Authored):
     def count(share: float) -> int:
         mixture = Mixture(items=0, rungs=0, transcripts=0, responses=share)

@@ -54,7 +54,7 @@ def run(
         recipe = Recipe.from_file(recipe_file)
         authored = read_authored(data)
         training, held_out = authored.split(recipe.validation, recipe.seed)
-        groups = read_public(public, authored.ladders, recipe.seed) if public else []
+        groups = read_public(public, authored.ladders, recipe.seed, authored.wordings) if public else []
         responses = read_responses(public, recipe.seed) if public and recipe.mixture.responses else []
         strict = _strict_groups(pairs, training, held_out, public, recipe.seed) if pairs else []
         proposed = read_proposals(proposals) if proposals else []

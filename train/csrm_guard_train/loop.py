@@ -155,7 +155,7 @@ def _step(
     # Processes move in step: who has fewer parts repeats one without weight.
     count = engine.largest(len(parts))
     terms: dict[str, float] = dict.fromkeys(("loss", "cls", "list", "pair", "soft", "policy"), 0.0)
-    size = 0
+    size, known = 0, False
     for at in range(count):
         part = parts[min(at, len(parts) - 1)]
         # A part counts by its share of the step's groups, so that a step is one mean over them.
@@ -164,12 +164,15 @@ def _step(
         labels = guide.logits(part) if guide else None
         with engine.part(last=at == count - 1):
             found = _losses(engine.model, batch, recipe, labels)
-            # Gradients are averaged over processes; the sum is wanted.
-            (found["loss"] * share * engine.world).backward()  # type: ignore[no-untyped-call]  # torch's
+            # What is known well already moves nothing; the way back is two thirds of a step.
+            known = count == 1 and not engine.largest(int(float(found["loss"].detach()) >= recipe.skip_below))
+            if not known:
+                # Gradients are averaged over processes; the sum is wanted.
+                (found["loss"] * share * engine.world).backward()  # type: ignore[no-untyped-call]  # torch's
         for name, value in found.items():
             terms[name] += float(value.detach()) * share
         size += batch.ids.numel() if share else 0
-    norm = engine.update(rate)
+    norm = 0.0 if known else engine.update(rate)
     *sums, tokens = engine.total([*terms.values(), float(size)])
     losses = {name: round(value, 5) for name, value in zip(terms, sums, strict=True)}
     return {**losses, "grad_norm": round(norm, 4)}, int(tokens)

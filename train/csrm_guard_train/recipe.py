@@ -112,6 +112,8 @@ class Recipe(BaseModel):
             attention's weights).
         freeze_words: leave the word embeddings as the backbone has them: half of a small backbone's weights, of which a
             step reads few rows and the optimizer moves all.
+        skip_below: a step in one part whose loss is below this is not gone back through: late in a course a quarter of
+            the steps are of rows that the model knows.
         pair_weight: weight of the ordering terms (paper 3.3: gamma).
         margin: margin of the ordering terms (paper 3.3: m).
         list_weight: weight of the listwise term: the violated rule above the others.
@@ -142,6 +144,7 @@ class Recipe(BaseModel):
     dropout: Share = 0.1
     backbone_dropout: Share = 0.0
     freeze_words: bool = False
+    skip_below: float = Field(default=0.0, ge=0)
     pair_weight: float = Field(default=0.1, ge=0)
     margin: float = 0.0
     list_weight: float = Field(default=0.3, ge=0)

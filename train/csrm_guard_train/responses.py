@@ -19,9 +19,17 @@ from csrm_guard_train.public import HARMFUL
 __all__ = ["RESPONSE_FILES", "read_responses"]
 
 # file -> (licence, most pairs used).
-RESPONSE_FILES: dict[str, tuple[str, int]] = {"hh_harmless_test_pairs": ("MIT", 1_500)}
+RESPONSE_FILES: dict[str, tuple[str, int]] = {
+    "hh_harmless_test_pairs": ("MIT", 1_500),
+    "configurable_safety_tuning_pairs": ("MIT", 500),
+}
+# Of pairs that tune to a system prompt, those that ask for harmless answers; the others turn the same pairs round.
+_CRITERIA = ("harmless", "harmlessness")
+_TURNED = "uncensored"
 # Longer answers than this, in characters, would be read in windows, whose largest score has no order.
 _LONGEST = 1_200
+# In this set what is wrong with an answer shows from its beginning, so a longer one is cut after a sentence.
+_CUT = "configurable_safety_tuning_pairs"
 
 
 def read_responses(folder: Path, seed: int) -> list[Group]:
@@ -47,7 +55,9 @@ def _groups(path: Path, name: str, rng: random.Random) -> Iterator[Group]:
         missing = [key for key in ("id", "messages", "chosen", "rejected") if not row.get(key)]
         if missing:
             raise RowError(f"{path}: line {line}: a response pair needs {', '.join(missing)}")
-        if max(len(row["chosen"]), len(row["rejected"])) > _LONGEST:
+        if name == _CUT:
+            row = {**row, "chosen": _beginning(row["chosen"]), "rejected": _beginning(row["rejected"])}
+        if max(len(row["chosen"]), len(row["rejected"])) > _LONGEST or not _asks_for_harmless(row):
             continue
         # An unreadable conversation is skipped as in the other public sets: they are full of them.
         try:
@@ -56,11 +66,26 @@ def _groups(path: Path, name: str, rng: random.Random) -> Iterator[Group]:
             continue
 
 
+def _beginning(text: str) -> str:
+    """Return as many whole sentences as are short enough; all of it if there is no such place."""
+    if len(text) <= _LONGEST:
+        return text
+    end = text.rfind(". ", 0, _LONGEST)
+    return text[: end + 1] if end > 0 else text
+
+
+def _asks_for_harmless(row: dict[str, Any]) -> bool:
+    criterion = (row.get("labels") or {}).get("criterion", _CRITERIA[0])
+    turned = any(m.get("role") == "system" and _TURNED in m.get("content", "") for m in row["messages"])
+    return criterion in _CRITERIA and not turned
+
+
 def _group(row: dict[str, Any], name: str, rng: random.Random) -> Group:
     origin = f"{name}/{row['id']}"
     rule = LabelledRule(rng.choice(HARMFUL), False, f"{origin}/harm", (), 0.0)
+    before = [message for message in row["messages"] if message.get("role") != "system"]
     examples = [
-        Example((parse_messages([*row["messages"], {"role": "assistant", "content": text}]),), (rule,))
+        Example((parse_messages([*before, {"role": "assistant", "content": text}]),), (rule,))
         for text in (row["rejected"], row["chosen"])
     ]
     return Group(origin, tuple(examples), (Order((0, 0), (1, 0)),))

@@ -257,7 +257,9 @@ def _trained(recipe: Recipe, out: Path, sources: Sources, before: Trained | None
         trained = replace(before, recipe=recipe, card={"started_from": before.card}, held_out=[])
     trained = trained or start(recipe, find_backbone(recipe.backbone, sources.backbones))
     training, held_out = sources.authored.split(recipe.validation, recipe.seed)
-    groups: list[Group] = read_public(sources.public, training.ladders, recipe.seed) if sources.public else []
+    groups: list[Group] = (
+        read_public(sources.public, training.ladders, recipe.seed, training.wordings) if sources.public else []
+    )
     answers = read_responses(sources.public, recipe.seed) if sources.public and recipe.mixture.responses else []
     kept = validation_rows(held_out, recipe.seed)
     some = random.Random(recipe.seed).sample(kept, k=min(len(kept), 600))
