@@ -133,7 +133,7 @@ def _begin(recipe: Recipe, backbones: Path | None, init: Path | None, out: Path)
 
 def _card(recipe: Recipe, data: Path, public: Path | None, groups: int) -> dict[str, Any]:
     """Return what the model is trained on: files with their hashes, licences, software."""
-    read = sorted([*data.glob("*.jsonl*"), *data.glob("drills.yaml")])
+    read = sorted([*data.glob("*.jsonl*"), *data.glob("*.yaml")])
     files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in read}
     used = {}
     known = PUBLIC_FILES | (RESPONSE_FILES if recipe.mixture.responses else {})

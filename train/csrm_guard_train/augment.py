@@ -20,6 +20,7 @@ from csrm_guard_train.data import Authored, Item, Rung, Transcript
 from csrm_guard_train.drills import drill
 from csrm_guard_train.grids import grid_group
 from csrm_guard_train.groups import Example, Group, LabelledRule, Order
+from csrm_guard_train.manners import mannered
 from csrm_guard_train.public import HARMFUL
 from csrm_guard_train.recipe import Mixture
 from csrm_guard_train.talks import talk_groups, whole_talk
@@ -95,6 +96,7 @@ class Augmenter:
             for row in _sample(sets.talks, mix.talks, rng)
             for group in talk_groups(row, self._foreigners(row.setting, rng), rng)
         ]
+        groups = [self._mannered(group, rng) for group in groups]
         groups += [whole_talk(row, rng) for row in _sample(sets.talks, mix.whole_talks, rng) if row.alternatives]
         groups += [
             group
@@ -150,6 +152,10 @@ class Augmenter:
             Example((item.compliant,), keeping + self._checkable(item.compliant, rng)),
         )
         return Group(item.id, examples, tuple(orders))
+
+    def _mannered(self, group: Group, rng: random.Random) -> Group:
+        manners = self._authored.manners
+        return mannered(group, manners, rng) if manners and rng.random() < self._mixture.manners else group
 
     def _permitted(
         self, item: Item, target: str, rng: random.Random

@@ -17,6 +17,7 @@ from csrm_guard.messages import Message, parse_messages
 from csrm_guard.rows import read_jsonl
 from csrm_guard_train.drill_words import Wordings
 from csrm_guard_train.grids import Grid, read_grid
+from csrm_guard_train.manners import Manners
 from csrm_guard_train.talks import Talk, read_talk
 from csrm_guard_train.twins import Twin, read_twin
 
@@ -94,6 +95,7 @@ class Authored:
     Attributes:
         wordings: other texts of built-in harm rules, by their id.
         drills: what a program puts grids together from.
+        manners: openings that say nothing about labels.
     """
 
     items: tuple[Item, ...]
@@ -105,6 +107,7 @@ class Authored:
     twins: tuple[Twin, ...] = ()
     wordings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     drills: Wordings | None = None
+    manners: Manners | None = None
 
     def split(self, share: float, seed: int) -> tuple[Authored, Authored]:
         """Return (train, held out); whole deployments and whole categories move."""
@@ -121,7 +124,8 @@ class Authored:
         twins = parted(self.twins, lambda row: row.id)
         parts = zip(items, rungs, transcripts, grids, talks, twins, strict=True)
         train, out = (
-            Authored(i, self.ladders, r, t, g, k, w, self.wordings, self.drills) for i, r, t, g, k, w in parts
+            Authored(i, self.ladders, r, t, g, k, w, self.wordings, self.drills, self.manners)
+            for i, r, t, g, k, w in parts
         )
         return train, out
 
@@ -135,10 +139,11 @@ def held_out(key: str, share: float, seed: int) -> bool:
 def read_authored(folder: Path) -> Authored:
     """Read every `items*`, `ladders*`, `rungs*` and `transcripts*` file of a folder.
 
-    Files `grids*`, `talks*`, `twins*`, `wordings*` and `drills.yaml` may be absent.
+    Files `grids*`, `talks*`, `twins*`, `wordings*`, `drills.yaml` and `manners.yaml` may be absent.
 
     Raises:
-        RowError: a missing set, or a row with a missing field; names file and row.
+        RowError: a missing set, a row with a missing field, or manners that are not as they should be; names file
+            and place.
         DrillError: the drills' wordings are not as they should be; names file and place.
     """
     ladders = _read(folder, "ladders", _ladder)
@@ -152,6 +157,7 @@ def read_authored(folder: Path) -> Authored:
         twins=_read(folder, "twins", read_twin, optional=True),
         wordings=dict(_read(folder, "wordings", lambda row: (row["category"], tuple(row["texts"])), optional=True)),
         drills=Wordings.from_file(drills) if (drills := folder / "drills.yaml").is_file() else None,
+        manners=Manners.from_file(manners) if (manners := folder / "manners.yaml").is_file() else None,
     )
 
 

@@ -48,6 +48,8 @@ class Mixture(BaseModel):
         paraphrases: probability that a rule is shown in its other wording.
         wordings: probability that a conversation is shown under stricter and more lenient
             wordings, and with their orders (paper 3.2, strictness).
+        manners: probability that the messages of a minimal pair, a grid or a talk's turn get openings at random,
+            careful or eager ones, where no rule is about form.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +73,7 @@ class Mixture(BaseModel):
     distractors: Share = 0.7
     paraphrases: Share = 0.4
     wordings: Share = 1.0
+    manners: Share = 0.0
 
 
 class Lora(BaseModel):
