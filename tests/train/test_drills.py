@@ -2,13 +2,18 @@
 
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from csrm_guard_train.augment import Augmenter
+from csrm_guard_train.data import Authored
 from csrm_guard_train.drill_words import DrillError, Wordings
-from csrm_guard_train.drills import drill
+from csrm_guard_train.drills import drill, drill_talk
 from csrm_guard_train.grids import Grid
+from csrm_guard_train.recipe import Mixture
+from csrm_guard_train.talks import Talk
 
 SHIPPED = Path(__file__).parents[2] / "train" / "data" / "authored" / "drills.yaml"
 PLAIN = """
@@ -101,13 +106,13 @@ def breaks(rule: str, context: str, message: str) -> bool:
         return {"needs": first and not second, "bars": first and second, "precedes": both}[found[3]]
     if found := re.fullmatch(r"The (cost|wait) is (\d+) (at most|at least|exactly)\.", rule):
         said = re.search(r"It costs (\d+)" if found[1] == "cost" else r"It takes (\d+)", message)
-        assert said
+        if said is None:
+            return False
         value, bound = int(said[1]), int(found[2])
         return {"at most": value > bound, "at least": value < bound, "exactly": value != bound}[found[3]]
     if found := re.fullmatch(r"The day: (only|not) (\w+)(?: or (\w+))?\.", rule):
         said = re.search(r"Come (\w+)\.", message)
-        assert said
-        return (said[1] in (found[2], found[3])) == (found[1] == "not")
+        return said is not None and (said[1] in (found[2], found[3])) == (found[1] == "not")
     return {
         "Ask.": "Well?" not in message, "Tell.": "Well?" in message,
         "Regret.": "Sorry." not in message, "No regret.": "Sorry." in message,
@@ -177,3 +182,37 @@ def test_drills_of_few_words_keep_to_them():
 
 def test_all_words_are_the_whole(plain: Wordings):
     assert plain.few(1.0) == plain
+
+
+def talks(words: Wordings, count: int) -> list[Talk]:
+    rng = random.Random(7)
+    return [drill_talk(words, rng, i) for i in range(count)]
+
+
+def test_every_turn_of_a_talk_keeps_its_rules_and_every_other_text_breaks_those_named(plain: Wordings):
+    for talk in talks(plain, 150):
+        alternatives = {(a.turn, a.text): a.broken for a in talk.alternatives}
+        cases = {**{(turn, talk.messages[turn].content): frozenset() for turn in talk.turns}, **alternatives}
+        for (turn, text), broken in cases.items():
+            context = " ".join(m.content for m in talk.messages[:turn])
+            read = {i for i, rule in enumerate(talk.rules) if breaks(rule, context, text)}
+            assert read == broken, (talk, turn, text)
+
+
+def test_talks_have_several_turns_and_rules_that_some_other_text_breaks():
+    for talk in talks(Wordings.from_file(SHIPPED), 100):
+        assert 2 <= len(talk.turns) <= 4
+        assert 6 <= len(talk.rules) <= 9
+        assert [m.role for m in talk.messages[-2:]] == ["user", "assistant"]
+        assert all(1 <= len(a.broken) <= 2 for a in talk.alternatives)
+        assert len(frozenset().union(*(a.broken for a in talk.alternatives))) >= len(talk.rules) - 3
+
+
+def test_an_epoch_shows_as_many_whole_talks_as_the_recipe_asks_for(plain: Wordings, authored: Authored):
+    mixture = Mixture(items=0, rungs=0, transcripts=0, drill_talks=3)
+    groups = Augmenter(replace(authored, drills=plain), mixture).epoch(random.Random(0))
+    assert sorted(group.id for group in groups) == [f"drill-talk-{i}/whole" for i in range(3)]
+    for group in groups:
+        kept, rewritten = group.examples
+        assert not any(rule.violated for rule in kept.rules)
+        assert any(rule.violated for rule in rewritten.rules)

@@ -17,7 +17,7 @@ from csrm_guard.policy import Policy, Rule
 from csrm_guard.template import render_rule
 from csrm_guard_train.checkable import checkable_rules
 from csrm_guard_train.data import Authored, Item, Rung, Transcript
-from csrm_guard_train.drills import drill
+from csrm_guard_train.drills import drill, drill_talk
 from csrm_guard_train.grids import grid_group
 from csrm_guard_train.groups import Example, Group, LabelledRule, Order
 from csrm_guard_train.manners import mannered
@@ -105,6 +105,7 @@ class Augmenter:
         ]
         if self._drills:
             groups += [grid_group(drill(self._drills, rng, i), (), rng) for i in range(mix.drills)]
+            groups += [whole_talk(drill_talk(self._drills, rng, i), rng) for i in range(mix.drill_talks)]
         groups += [self.public(group, rng) for group in _sample(self._public, mix.public, rng)]
         groups += [self.public(group, rng) for group in _sample(self._strict, mix.strict, rng)]
         groups += _sample(self._responses, mix.responses, rng)

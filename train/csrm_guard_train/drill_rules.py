@@ -9,7 +9,7 @@ from typing import TypeAlias, TypeVar
 
 from csrm_guard_train.drill_words import Flag, Lines, Wordings
 
-__all__ = ["FACTORS", "Clause", "Norm", "Said", "Scene", "capital", "norms"]
+__all__ = ["FACTORS", "Clause", "Norm", "Said", "Scene", "capital", "norm_of", "norms"]
 
 T = TypeVar("T")
 # A bound stands near the number that a message states, and often is that number.
@@ -96,7 +96,7 @@ def norms(scene: Scene, said: Sequence[Said], wanted: int) -> list[Norm]:
     """Return up to `wanted` rules of different wording that some of the messages break and others keep."""
     found: dict[str, Norm] = {}
     for _ in range(_TRIES):
-        norm = _norm(scene)
+        norm = norm_of(scene)
         verdicts = [norm.broken(one) for one in said]
         if None in verdicts or not 0 < sum(map(bool, verdicts)) < len(said):
             continue
@@ -106,7 +106,8 @@ def norms(scene: Scene, said: Sequence[Said], wanted: int) -> list[Norm]:
     return list(found.values())
 
 
-def _norm(scene: Scene) -> Norm:
+def norm_of(scene: Scene) -> Norm:
+    """Return a rule about something that a message of the scene may hold; messages need not differ in it."""
     rng = scene.rng
     acts = [clause for clause in scene.clauses() if clause.kind == "act"]
     if scene.flags and rng.random() < 0.2:

@@ -1,4 +1,4 @@
-"""Drills: grids that a program puts together, so that there is no end of them and every label is certain.
+"""Drills: grids and talks that a program puts together, so that there is no end of them and every label is certain.
 
 What authored grids ask in real language, drills ask in simple sentences: who does what with which thing, how many, on
 which condition, in which order. A model that has learnt to compare a rule with a message on drills, where nothing can
@@ -8,15 +8,21 @@ be learnt by heart, has less to learn from the authored rows. Wordings are data:
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from csrm_guard.messages import Message
-from csrm_guard_train.drill_rules import FACTORS, Clause, Said, Scene, capital, norms
+from csrm_guard_train.drill_rules import FACTORS, Clause, Norm, Said, Scene, capital, norm_of, norms
 from csrm_guard_train.drill_words import Wordings
 from csrm_guard_train.grids import Grid
+from csrm_guard_train.talks import Alternative, Talk
 
-__all__ = ["drill"]
+__all__ = ["drill", "drill_talk"]
 
 _MESSAGES, _RULES = 4, (4, 5)
+_TURNS, _POLICY, _TRIES = (2, 3, 3, 4), (6, 9), 200
+# Of a talk's rules: how many another text breaks at most, and how many none breaks.
+_MOST, _IDLE = 2, 3
 
 
 def drill(words: Wordings, rng: random.Random, number: int) -> Grid:
@@ -28,13 +34,9 @@ def drill(words: Wordings, rng: random.Random, number: int) -> Grid:
         number: for the grid's id.
     """
     while True:
-        domain = rng.choice(sorted(words.things))
-        scene = Scene(words, rng, rng.choice(words.names), rng.sample(words.things[domain], 4), rng.random() < 0.15)
+        domain, scene = _scene(words, rng, asks=rng.random() < 0.15)
         context = _context(scene)
-        for _ in range(rng.choice((2, 3, 3, 4))):
-            scene.slots.append(_slot(scene))
-        # One of a kind at most: rules speak of the first and of the last sentence.
-        scene.flags = [rng.choice(sorted(kind)) for kind in (words.heads, words.tails) if rng.random() < 0.5]
+        _fill(scene)
         said = _messages(scene)
         rules = norms(scene, said, rng.choice(_RULES))
         sentences: dict[Clause, str] = {}
@@ -49,8 +51,91 @@ def drill(words: Wordings, rng: random.Random, number: int) -> Grid:
         )  # fmt: skip
 
 
-def _context(scene: Scene) -> tuple[Message, ...]:
-    """Return what came before; note which conditions it makes true."""
+def drill_talk(words: Wordings, rng: random.Random, number: int) -> Talk:
+    """Return a conversation of some turns that keeps six to nine rules, with turns rewritten so that they break some.
+
+    Args:
+        words: the sentences.
+        rng: decides everything.
+        number: for the talk's id.
+    """
+    while True:
+        domain, scene = _scene(words, rng, asks=False)
+        messages = list(_context(scene, single=True))
+        kept = frozenset(name for name in scene.flags if rng.random() < 0.5)
+        turns = [_turn(scene, kept) for _ in range(rng.choice(_TURNS))]
+        rules = _policy(scene, turns, rng.randint(*_POLICY))
+        alternatives = []
+        follow_ups = iter(rng.sample(words.fillers, min(len(turns) - 1, len(words.fillers))))
+        for turn in turns:
+            broken = frozenset(i for i, norm in enumerate(rules) if norm.broken(turn.other))
+            if broken and turn.texts[0] != turn.texts[1]:
+                alternatives.append(Alternative(len(messages), turn.texts[1], broken))
+            messages.append(Message("assistant", turn.texts[0]))
+            if turn is not turns[-1]:
+                messages.append(Message("user", next(follow_ups, ("Go on.", ""))[0]))
+        if len(rules) < _POLICY[0] or not alternatives:
+            continue
+        return Talk(f"drill-talk-{number}", domain, tuple(n.text for n in rules), tuple(messages), tuple(alternatives))
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A turn of a talk: what could be said in it, what is, what else might be, and the texts of the last two."""
+
+    slots: list[list[Clause | None]]
+    said: Said
+    other: Said
+    texts: tuple[str, str]
+
+
+def _turn(scene: Scene, kept: frozenset[str]) -> _Turn:
+    scene.slots = []
+    _fill(scene)
+    said, other = scene.rng.sample(_messages(scene), 2)
+    changed = kept ^ {scene.rng.choice(scene.flags)} if scene.flags and scene.rng.random() < 0.3 else kept
+    said, other = Said(said.clauses, kept), Said(other.clauses, changed)
+    sentences: dict[Clause, str] = {}
+    return _Turn(scene.slots, said, other, (_text(scene, said, sentences), _text(scene, other, sentences)))
+
+
+def _policy(scene: Scene, turns: Sequence[_Turn], wanted: int) -> list[Norm]:
+    """Return rules of different wording that every turn keeps; each other text breaks few, some rules none breaks."""
+    found: dict[str, Norm] = {}
+    broken, idle = [0] * len(turns), 0
+    for _ in range(_TRIES):
+        scene.slots = scene.rng.choice(turns).slots
+        norm = norm_of(scene)
+        others = [norm.broken(turn.other) for turn in turns]
+        if norm.text in found or None in others or any(norm.broken(turn.said) is not False for turn in turns):
+            continue
+        after = [count + bool(more) for count, more in zip(broken, others, strict=True)]
+        if max(after) > _MOST or (not any(others) and idle == _IDLE):
+            continue
+        broken, idle = after, idle + (not any(others))
+        found[norm.text] = norm
+        if len(found) == wanted:
+            break
+    return list(found.values())
+
+
+def _scene(words: Wordings, rng: random.Random, *, asks: bool) -> tuple[str, Scene]:
+    """Return a domain's name and a scene in it, with its formal features."""
+    domain = rng.choice(sorted(words.things))
+    scene = Scene(words, rng, rng.choice(words.names), rng.sample(words.things[domain], 4), asks)
+    # One of a kind at most: rules speak of the first and of the last sentence.
+    scene.flags = [rng.choice(sorted(kind)) for kind in (words.heads, words.tails) if rng.random() < 0.5]
+    return domain, scene
+
+
+def _fill(scene: Scene) -> None:
+    """Add what a message's sentences may say."""
+    for _ in range(scene.rng.choice((2, 3, 3, 4))):
+        scene.slots.append(_slot(scene))
+
+
+def _context(scene: Scene, *, single: bool = False) -> tuple[Message, ...]:
+    """Return what came before, in a single message if so wished; note which conditions it makes true."""
     words, rng = scene.words, scene.rng
     lines = []
     for name in rng.sample(sorted(words.facts), min(rng.choice((0, 1, 1, 2)), len(words.facts))):
@@ -77,7 +162,7 @@ def _context(scene: Scene) -> tuple[Message, ...]:
     rng.shuffle(turns)
     question = [] if scene.asks else [rng.choice(words.asks).format(x=asked)]
     greeting = f"Hi, {scene.name} here."
-    if not scene.asks and rng.random() < 0.5:
+    if not scene.asks and (single or rng.random() < 0.5):
         return (Message("user", " ".join([greeting, *(line for line, _ in turns), *question])),)
     talk = [Message("user", greeting), Message("assistant", rng.choice(words.openings))]
     for line, answer in turns:

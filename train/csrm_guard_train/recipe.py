@@ -33,6 +33,7 @@ class Mixture(BaseModel):
         whole_talks: share of them that is shown whole, as it is and with one turn rewritten, any turn judged.
         twins: share of the harmful and harmless requests that sound alike, with their answers.
         drills: grids that a program puts together, new ones in each epoch.
+        drill_talks: conversations that a program puts together, each shown whole as it is and with one turn rewritten.
         drill_words: share of the drills' wordings, the first ones. From all at once a small encoder learns nothing in
             0.8 million tokens; from a quarter it learns to read, and then all of them.
         public: share of the public conversations, if any are given.
@@ -62,6 +63,7 @@ class Mixture(BaseModel):
     whole_talks: Share = 0.0
     twins: Share = 1.0
     drills: int = Field(default=0, ge=0)
+    drill_talks: int = Field(default=0, ge=0)
     drill_words: Annotated[float, Field(gt=0, le=1)] = 1.0
     public: Share = 1.0
     strict: Share = 1.0
