@@ -40,6 +40,9 @@ def load_session(graph: Path, threads: int | None, wanted: Sequence[Provider]) -
         raise RuntimeMissing(f"no execution provider {', '.join(unknown)} here; there are {', '.join(available)}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # warnings about graph optimization are not the user's concern
+    # On CPUs without VNNI, sums of u8 x s8 products overflow and are cut off, unless weights are turned into u8 at
+    # loading; where nothing can overflow ONNX Runtime passes this over.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

@@ -25,7 +25,7 @@ from csrm_guard_export.onnx import OPSET, export_onnx
 from csrm_guard_export.parity import golden, require_fp16, require_fp32
 from csrm_guard_export.reduction import to_fp16, to_int8
 from csrm_guard_export.split import write_split
-from csrm_guard_train.checkpoint import Trained, load_checkpoint
+from csrm_guard_train.checkpoint import CheckpointError, Trained, load_checkpoint
 from csrm_guard_train.families import special_tokens
 
 __all__ = ["Precision", "build"]
@@ -60,11 +60,13 @@ def build(
         say: told what is being done.
 
     Raises:
-        CheckpointError: the checkpoint is incomplete.
+        CheckpointError: the checkpoint is incomplete, or has no held-out rows.
         ParityError: the fp32 graph does not score as the checkpoint does, fp16 not as fp32, or int8 costs too much
             AUROC however many layers stay in fp32.
     """
     trained = load_checkpoint(checkpoint, attention="eager")
+    if not trained.held_out:
+        raise CheckpointError(f"{checkpoint}: no held-out rows to calibrate on; train it, if only for a moment")
     rows = [parse_row(row, f"{checkpoint}/held_out.jsonl") for row in trained.held_out]
     y = np.array([bool(row.label) for row in rows], np.float64)
     with tempfile.TemporaryDirectory(dir=_parent(out)) as tmp:

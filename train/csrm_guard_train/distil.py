@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from csrm_guard_train.batches import Encoded, encode, to_batch
 from csrm_guard_train.checkpoint import Trained
+from csrm_guard_train.engine import product_dtype
 
 __all__ = ["Teacher", "soft"]
 
@@ -23,10 +24,11 @@ class Teacher:
     Args:
         trained: the model; it is moved to `device` and kept in evaluation mode.
         device: where the student trains.
-        precision: of its matrix products.
+        precision: of its matrix products; None: as its recipe and the device have it.
     """
 
-    def __init__(self, trained: Trained, device: torch.device, precision: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, trained: Trained, device: torch.device, precision: torch.dtype | None = None) -> None:
+        precision = precision or product_dtype(trained.recipe, device)
         self._model = trained.model.eval().to(device=device, dtype=precision)
         self._encoder, self._device = trained.encoder, device
 

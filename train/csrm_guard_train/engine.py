@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from csrm_guard_train.model import RuleReader
 from csrm_guard_train.recipe import Recipe
 
-__all__ = ["Distributed", "Engine", "Single", "launched", "leave", "make_engine"]
+__all__ = ["Distributed", "Engine", "Single", "launched", "leave", "make_engine", "product_dtype"]
 
 
 class Engine(Protocol):
@@ -78,6 +78,15 @@ def make_engine(model: RuleReader, recipe: Recipe) -> Engine:
     return Distributed(model, recipe) if launched() else Single(model, recipe)
 
 
+def product_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """Return what matrix products run in: the recipe's precision, but float32 on a CPU that has to emulate bfloat16.
+
+    x86 without AVX-512 takes eight times as long in bfloat16 as in float32.
+    """
+    emulated = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
+    return torch.bfloat16 if recipe.precision == "bfloat16" and not emulated else torch.float32
+
+
 def _optimizer(model: RuleReader, recipe: Recipe) -> torch.optim.AdamW:
     body = [p for p in model.backbone.parameters() if p.requires_grad]
     known = {id(p) for p in model.backbone.parameters()}
@@ -103,7 +112,7 @@ class Single:
     def __init__(self, model: RuleReader, recipe: Recipe) -> None:
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         self._master = model.to(self.device)
-        exact = recipe.precision == "float32"
+        exact = product_dtype(recipe, self.device) == torch.float32
         self.model: nn.Module = model if exact else copy.deepcopy(model).to(torch.bfloat16)
         self._optimizer = _optimizer(model, recipe)
 
@@ -158,7 +167,7 @@ class Distributed:
         self._state = PartialState(cpu=not torch.accelerator.is_available())
         self.rank, self.world = self._state.process_index, self._state.num_processes
         self.device = self._state.device
-        self._low = recipe.precision == "bfloat16"
+        self._low = product_dtype(recipe, self.device) == torch.bfloat16
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         self._reader = model.to(self.device)
         if self.sharded:

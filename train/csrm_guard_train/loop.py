@@ -21,7 +21,7 @@ from csrm_guard_train.augment import Augmenter
 from csrm_guard_train.batches import Encoded, TrainBatch, batches, encode, to_batch
 from csrm_guard_train.checkpoint import Trained, save_checkpoint
 from csrm_guard_train.distil import Teacher, soft
-from csrm_guard_train.engine import Engine, make_engine
+from csrm_guard_train.engine import Engine, make_engine, product_dtype
 from csrm_guard_train.loss import classification, listwise, ordering
 from csrm_guard_train.monitor import thin, validate
 from csrm_guard_train.recipe import Recipe
@@ -115,7 +115,9 @@ def train(
                 return run
         final = {**asdict(run), "held_out": validate(trained.model, trained, watched), "final": True}
         log.write(json.dumps(final) + "\n")
-    trained.card["training"] = {**asdict(run), "processes": engine.world, "held_out": final["held_out"]}
+    products = str(product_dtype(recipe, engine.device)).removeprefix("torch.")
+    made = {"processes": engine.world, "products": products, "held_out": final["held_out"]}
+    trained.card["training"] = {**asdict(run), **made}
     weights = engine.weights()
     if engine.rank == 0:
         save_checkpoint(trained, out / "checkpoint", weights=weights)

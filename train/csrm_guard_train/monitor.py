@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from csrm_guard.rows import Row
 from csrm_guard_train.checkpoint import Trained
+from csrm_guard_train.engine import product_dtype
 from csrm_guard_train.metrics import auroc
 from csrm_guard_train.model import RuleReader
 from csrm_guard_train.predict import predict
@@ -39,8 +40,9 @@ def validate(model: RuleReader, trained: Trained, rows: Sequence[Row]) -> dict[s
         return {}
     model.eval()
     # As it trains: in fp32 the rows of a large held-out part take longer than the steps between.
-    low = trained.recipe.precision == "bfloat16"
-    with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=low):
+    device = next(model.parameters()).device
+    low = product_dtype(trained.recipe, device) == torch.bfloat16
+    with torch.autocast(device.type, torch.bfloat16, enabled=low):
         scores = predict(model, trained.encoder, rows)
     model.train()
     p = np.array([s.logits.max() for s in scores], np.float64)

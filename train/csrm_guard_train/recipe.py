@@ -126,7 +126,7 @@ class Recipe(BaseModel):
         policy_weight: weight of the policy's own term: the largest violation logit of an example's
             rules against whether any is broken, which is what p_safe is made of.
         validation: share of the deployments that is held out for calibration and selection.
-        precision: what matrix products run in.
+        precision: what matrix products run in; float32 in any case on a CPU without AVX-512, which emulates bfloat16.
         limits: how many tokens the model reads at once.
         mixture: how much of each source one epoch holds.
     """
