@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -9,6 +8,7 @@ from csrm_guard.encoding import Window
 from csrm_guard.graphs import SplitGraph
 from csrm_guard.packing import collate, pack
 from csrm_guard.prefixes import PrefixCache
+from csrm_guard.sessions import load_session
 from csrm_guard_export.nodes import can_split
 from csrm_guard_export.ranges import Observed, choose, observe, quantize_weight
 from csrm_guard_export.split import write_split
@@ -34,7 +34,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> RuleReader:
 
 
 def graph(path: Path, prefix_bytes: int = 0) -> SplitGraph:
-    return SplitGraph(onnxruntime.InferenceSession(str(path)), PrefixCache(prefix_bytes))
+    return SplitGraph(load_session(path, None, ["CPUExecutionProvider"]), PrefixCache(prefix_bytes))
 
 
 def torch_logits(model: RuleReader, window: Window) -> np.ndarray:
