@@ -42,7 +42,9 @@ def average(folders: list[Path]) -> Trained:
         for name, weight in states[0].items():
             if weight.is_floating_point():
                 weight.copy_(torch.stack([state[name].double() for state in states]).mean(dim=0))
-    card: dict[str, Any] = {**first.card, "averaged": [one.card for one in found]}
+    # What the first began with stands in its own card, below.
+    own = {name: value for name, value in first.card.items() if name not in ("started_from", "averaged")}
+    card: dict[str, Any] = {**own, "averaged": [one.card for one in found]}
     return Trained(first.model, first.encoder, first.tokenizer, first.recipe, card, first.held_out)
 
 
